@@ -1,0 +1,150 @@
+"""Every knob once: default, flag, help, validation.
+
+A field of `Settings` is the flag of the same name (`train_size` is `--train-size`), the default
+that `python build.py --set train_size=768` replaces, and the name the code uses. This module
+needs the standard library only, so that build.py can check what it bakes in.
+"""
+
+import argparse
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+
+def knob(default, group, help, *, minimum=None, choices=None, type=None):
+    """A dataclass field that is also a command line flag; `type` parses the flag's text."""
+    metadata = {
+        "group": group, "help": help, "minimum": minimum, "choices": choices,
+        "type": type or (str if choices else default.__class__),
+    }
+    return field(default=default, metadata=metadata)
+
+
+def parse_range(text):
+    """'0.7,1.0' -> (0.7, 1.0)"""
+    low, high = (float(part) for part in text.split(","))
+    return low, high
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one run is asked to do. Sizes are pixels, paths may be relative to the working folder."""
+
+    mode: str = knob(
+        "auto", "run", "auto: predict when there is a checkpoint of this project, else train and "
+        "predict", choices=("auto", "train", "predict"))
+    limit: int | None = knob(
+        None, "run", "use only the first N rows of each CSV and N test images", minimum=1, type=int)
+    seed: int = knob(42, "run", "the same seed and data give the same result", minimum=0)
+    device: str = knob("auto", "run", "auto, cpu, cuda, cuda:1, ...")
+    amp: str = knob(
+        "auto", "run", "mixed precision; auto: bf16 or fp16 by the graphics card, off on the CPU",
+        choices=("auto", "off", "fp16", "bf16"))
+    workers: int | None = knob(
+        None, "run", "processes that decode images; default: one a core, at most 4", minimum=0,
+        type=int)
+
+    train_csv: Path | None = knob(
+        None, "files", "CSV with image_path, alpha_path; default: data/splits/train.csv", type=Path)
+    val_csv: Path | None = knob(
+        None, "files", "the same for validation; default: data/splits/val.csv", type=Path)
+    test_root: Path | None = knob(
+        None, "files", "folder of test images; default: data/test_dataset/orig_1024", type=Path)
+    checkpoint: Path | None = knob(
+        None, "files", "weights to start from or to predict with; default: what is attached",
+        type=Path)
+    out: Path | None = knob(
+        None, "files", "folder for the results; default: outputs, on Kaggle /kaggle/working",
+        type=Path)
+
+    epochs: int = knob(5, "training", "passes over the training rows", minimum=1)
+    lr: float = knob(1e-4, "training", "learning rate of AdamW", minimum=0.0)
+    # U2-Net was made at 320. On cut-outs the published weights reach an MSE of 0.011 there and
+    # 0.17 at the notebook's 1024: scale matters more than resolution.
+    train_size: int = knob(320, "training", "side of a training crop as the network sees it",
+                           minimum=64)
+    train_batch: int = knob(4, "training", "crops in a batch", minimum=1)
+    # The notebook's crop, 512 of 1024 pixels, is `--train-size 512 --crop-scale 0.5,0.5`.
+    crop_scale: tuple[float, float] = knob(
+        (0.7, 1.0), "training", "LOW,HIGH: side of a crop as a share of the image's shorter side",
+        type=parse_range)
+
+    predict_size: int | None = knob(
+        None, "prediction", "side of the network's input; default: the checkpoint's recipe, else "
+        "--train-size", minimum=32, type=int)
+    calibration: str = knob(
+        "auto", "prediction", "notebook: 1st percentile and gamma 1.3; auto: whichever of the two "
+        "has the lower validation MSE", choices=("auto", "notebook", "none"))
+
+
+def check_settings(settings):
+    """Raise ValueError, one sentence naming the flag, when the settings cannot work together."""
+    for item in fields(Settings):
+        value, minimum = getattr(settings, item.name), item.metadata["minimum"]
+        if None not in (value, minimum) and value < minimum:
+            raise ValueError(f"{flag_of(item.name)} {value}: must be at least {minimum}")
+    low, high = settings.crop_scale
+    if not 0 < low <= high <= 1:
+        raise ValueError(f"--crop-scale {low},{high}: needs 0 < LOW <= HIGH <= 1")
+    if settings.amp == "fp16" and settings.device == "cpu":
+        raise ValueError("--amp fp16: a CPU computes in float32 or bf16; take --amp off or bf16")
+
+
+def flag_of(name):
+    return "--" + name.replace("_", "-")
+
+
+def command_line():
+    """The argparse parser made of the fields of `Settings`."""
+    parser = argparse.ArgumentParser(
+        description="Train U2-NetP to predict alpha and write submission.csv for a folder of "
+        "images. Without arguments it uses what it finds; on a machine with no data it makes a "
+        "small demonstration set.",
+        allow_abbrev=False,
+    )
+    groups = {}
+    for item in fields(Settings):
+        title = item.metadata["group"]
+        group = groups.setdefault(title, None) or parser.add_argument_group(title)
+        groups[title] = group
+        shown = "" if item.default is None else f" (default: {default_text(item.default)})"
+        choices = item.metadata["choices"]
+        group.add_argument(
+            flag_of(item.name), type=item.metadata["type"], choices=choices, default=item.default,
+            metavar=None if choices else item.name.split("_")[-1].upper(),
+            help=item.metadata["help"] + shown,
+        )
+    return parser
+
+
+def default_text(value):
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def parse_settings(argv=None):
+    """Settings from the command line (`sys.argv[1:]` when argv is None).
+
+    Exits with status 2 and one sentence on standard error when a flag or its value is wrong.
+    """
+    parser = command_line()
+    settings = Settings(**vars(parser.parse_args(argv)))
+    try:
+        check_settings(settings)
+    except ValueError as error:
+        parser.error(str(error))
+    return settings
+
+
+def settings_from(values):
+    """Settings from {field name: text}, as build.py --set gives them.
+
+    Raises ValueError with one sentence that names the setting.
+    """
+    parser = command_line()
+    parser.exit_on_error = False
+    argv = [f"{flag_of(name)}={text}" for name, text in values.items()]
+    try:
+        settings = Settings(**vars(parser.parse_args(argv)))
+    except argparse.ArgumentError as error:
+        raise ValueError(str(error)) from None
+    check_settings(settings)
+    return settings

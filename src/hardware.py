@@ -1,0 +1,77 @@
+"""The machine: device, precision, memory allocator, random seeds."""
+
+import ctypes
+import os
+import random
+import sys
+
+import numpy as np
+import torch
+
+from src.console import UserError
+
+
+def choose_device(name):
+    """torch.device for `--device`; 'auto' is the first CUDA card, else the CPU.
+
+    Raises UserError when there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0].rstrip(".")
+        raise UserError(f"--device {name}: not on this machine ({reason}); try auto") from None
+    return device
+
+
+def amp_dtype(amp, device):
+    """The autocast dtype for `--amp` on this device, None for plain float32.
+
+    'auto' takes bf16 from Ampere (compute capability 8) on, fp16 on older cards such as Kaggle's
+    T4 and P100, and float32 on the CPU. Raises UserError for fp16 on a CPU.
+    """
+    if amp == "off" or (amp == "auto" and device.type != "cuda"):
+        return None
+    if amp == "auto":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    if amp == "fp16" and device.type == "cpu":
+        raise UserError("--amp fp16: a CPU computes in float32 or bf16; take --amp off or bf16")
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}[amp]
+
+
+def autocast(device, dtype):
+    """Autocast to `dtype`, or a context that does nothing when dtype is None."""
+    return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+def prepare_machine(seed):
+    """Seed every generator, allow TF32, and keep glibc from returning memory to the system."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    keep_freed_memory()
+
+
+def keep_freed_memory():
+    """Make glibc reuse the memory of large activations instead of unmapping each one.
+
+    Every unmapped activation is paged in again, zeroed, at the next step. M_MMAP_MAX 0 keeps them
+    on the heap, M_TRIM_THRESHOLD keeps the heap (mallopt(3)); elsewhere than glibc this does
+    nothing.
+    """
+    m_trim_threshold, m_mmap_max = -1, -4
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "gnu_get_libc_version"):
+            libc.mallopt(m_mmap_max, 0)
+            libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def worker_count(workers):
+    """Decoding processes for `--workers`: as asked, else one a core and at most 4."""
+    return min(4, os.cpu_count() or 1) if workers is None else workers

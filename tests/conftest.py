@@ -1,0 +1,84 @@
+"""What the tests share: the kernel as modules and as the bundled script, and small real files."""
+
+import importlib
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+CUTOUTS = ROOT.parent / "shared" / "data" / "cutouts"
+
+
+def load_modules():
+    """Every top-level name of src/*.py in one namespace, as build.py promises they can live."""
+    names = {}
+    for path in sorted((ROOT / "src").glob("*.py")):
+        if path.stem not in ("__init__", "import_onnx"):
+            module = importlib.import_module(f"src.{path.stem}")
+            names.update({k: v for k, v in vars(module).items() if not k.startswith("__")})
+    return SimpleNamespace(**names)
+
+
+def load_bundle():
+    spec = importlib.util.spec_from_file_location("bundled_kernel", ROOT / "kernel" / "main.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session", params=["modules", "bundle"])
+def kernel(request):
+    """The project's names, once from the modules and once from the bundled script."""
+    return load_modules() if request.param == "modules" else load_bundle()
+
+
+def draw(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+
+
+def write_pairs(folder, count, size=96, name="train"):
+    """A CSV of `count` bright discs on dark noise, with soft alpha; paths relative to the CSV."""
+    rows = []
+    y, x = np.mgrid[:size, :size] / size - 0.5
+    for index in range(count):
+        rng = np.random.default_rng(index)
+        radius = rng.uniform(0.2, 0.35)
+        alpha = np.clip((radius - np.hypot(x, y)) * 20 + 0.5, 0, 1)[..., None]
+        backdrop = rng.integers(0, 80, (size, size, 3))
+        image = alpha * np.array([250, 220, 180]) + (1 - alpha) * backdrop
+        draw(folder / "images" / f"{name}{index}.png", image.astype(np.uint8))
+        draw(folder / "alphas" / f"{name}{index}.png", (alpha[..., 0] * 255).round().astype("uint8"))
+        rows.append((f"images/{name}{index}.png", f"alphas/{name}{index}.png"))
+    csv = folder / f"{name}.csv"
+    pd.DataFrame(rows, columns=["image_path", "alpha_path"]).to_csv(csv, index=False)
+    return csv
+
+
+@pytest.fixture
+def small_data(tmp_path):
+    """train.csv (4 rows), val.csv (2) and orig_1024/ (3 images of different sizes)."""
+    folder = tmp_path / "data"
+    train, val = write_pairs(folder, 4), write_pairs(folder, 2, name="val")
+    for name, (width, height) in {"10": (50, 40), "2": (64, 64), "a.b": (33, 90)}.items():
+        pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        draw(folder / "orig_1024" / f"{name}.png", pixels)
+    return SimpleNamespace(folder=folder, train=train, val=val, test=folder / "orig_1024")
+
+
+def run_script(script, *arguments, cwd):
+    """The script as a user starts it, with nothing of this checkout on its path."""
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run(
+        [sys.executable, str(script), *map(str, arguments)], cwd=cwd, env=environment,
+        capture_output=True, text=True, timeout=280,
+    )

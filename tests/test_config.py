@@ -1,0 +1,37 @@
+"""Flags, defaults and their validation."""
+
+from pathlib import Path
+
+import pytest
+
+
+def test_every_flag_of_the_contract_is_there(kernel, capsys):
+    with pytest.raises(SystemExit) as stop:
+        kernel.parse_settings(["--help"])
+    shown = capsys.readouterr().out
+    assert stop.value.code == 0
+    for name in ("mode limit train-csv val-csv test-root checkpoint out epochs lr train-size "
+                 "train-batch predict-size workers amp calibration seed device").split():
+        assert f"--{name} " in shown
+
+
+def test_values_arrive_with_their_types(kernel):
+    settings = kernel.parse_settings(
+        ["--limit", "3", "--lr", "3e-4", "--out", "x", "--crop-scale", "0.5,1", "--amp", "off"])
+    assert (settings.limit, settings.lr, settings.out) == (3, 3e-4, Path("x"))
+    assert settings.crop_scale == (0.5, 1.0)
+    assert kernel.parse_settings([]) == kernel.Settings()
+
+
+@pytest.mark.parametrize("arguments, named", [
+    (["--limit", "0"], "--limit 0"), (["--limit", "-3"], "--limit -3"),
+    (["--predict-size", "7"], "--predict-size 7"), (["--train-size", "40"], "--train-size 40"),
+    (["--epochs", "x"], "--epochs"), (["--mode", "x"], "--mode"), (["--epoch", "3"], "--epoch"),
+    (["--crop-scale", "0.9,0.2"], "--crop-scale 0.9,0.2"), (["--crop-scale", "1"], "--crop-scale"),
+    (["--amp", "fp16", "--device", "cpu"], "--amp fp16"), (["--workers", "-1"], "--workers -1"),
+])
+def test_impossible_settings_are_refused_in_one_sentence(kernel, capsys, arguments, named):
+    with pytest.raises(SystemExit) as stop:
+        kernel.parse_settings(arguments)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert stop.value.code == 2 and named in last

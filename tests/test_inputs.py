@@ -1,0 +1,112 @@
+"""Finding things locally and in Kaggle's folders, and saying what is missing."""
+
+from pathlib import Path
+
+import pytest
+
+
+def find(kernel, kaggle, *arguments):
+    return kernel.find_inputs(kernel.parse_settings(list(map(str, arguments))), kaggle)
+
+
+NO_KAGGLE = Path("/nonexistent/kaggle/input")
+
+
+@pytest.fixture
+def empty_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def touch(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+    return path
+
+
+def test_flags_name_the_inputs(kernel, small_data, empty_folder):
+    inputs = find(kernel, NO_KAGGLE, "--train-csv", small_data.train, "--test-root",
+                  small_data.test, "--out", "here")
+    assert (inputs.train_csv, inputs.test_root) == (small_data.train, small_data.test)
+    assert (inputs.val_csv, inputs.out, inputs.kaggle_input) == (None, Path("here"), None)
+    assert not kernel.is_empty(inputs)
+
+
+def test_the_notebooks_places_are_defaults(kernel, empty_folder):
+    assert kernel.is_empty(find(kernel, NO_KAGGLE))
+    touch(Path("data/splits/train.csv"))
+    touch(Path("data/splits/val.csv"))
+    Path("data/test_dataset/orig_1024").mkdir(parents=True)
+    inputs = find(kernel, NO_KAGGLE)
+    assert inputs.train_csv == Path("data/splits/train.csv")
+    assert inputs.test_root == Path("data/test_dataset/orig_1024")
+    assert inputs.out == Path("outputs")
+
+
+@pytest.mark.parametrize("flag", ["--train-csv", "--val-csv", "--test-root", "--checkpoint"])
+def test_a_path_that_is_not_there_is_refused(kernel, empty_folder, flag):
+    with pytest.raises(kernel.UserError, match=f"{flag} nowhere"):
+        find(kernel, NO_KAGGLE, flag, "nowhere")
+
+
+def test_predict_takes_the_best_checkpoint_of_an_earlier_run(kernel, empty_folder, small_data):
+    best = touch(Path("outputs/u2netp_best.pth"))
+    assert find(kernel, NO_KAGGLE, "--mode", "predict").checkpoint == best
+
+
+def test_kaggle_layouts_are_searched(kernel, tmp_path, empty_folder):
+    root = tmp_path / "input"
+    train = touch(root / "datasets" / "someone" / "magick" / "splits" / "train.csv")
+    val = touch(root / "datasets" / "someone" / "magick" / "splits" / "val.csv")
+    weights = touch(root / "my-weights" / "u2netp.pth")
+    for number in range(30):
+        touch(root / "datasets" / "someone" / "magick" / "images" / f"{number}.png")
+    test = root / "competitions" / "matting" / "test" / "orig_1024"
+    touch(test / "1.png")
+    inputs = find(kernel, root)
+    assert (inputs.train_csv, inputs.val_csv, inputs.test_root) == (train, val, test)
+    assert (inputs.checkpoint, inputs.out) == (weights, Path("/kaggle/working"))
+
+
+def test_a_missing_test_folder_on_kaggle_lists_what_is_there(kernel, tmp_path, empty_folder):
+    touch(tmp_path / "input" / "some-dataset" / "readme.txt")
+    inputs = find(kernel, tmp_path / "input")
+    with pytest.raises(kernel.UserError, match="orig_1024 .* which holds some-dataset"):
+        kernel.check_complete(inputs, training=True)
+
+
+@pytest.mark.parametrize("training, given, flag", [
+    (True, ["test_root"], "--train-csv or --checkpoint"),
+    (True, ["test_root", "train_csv"], "--val-csv"),
+    (False, ["test_root"], "--checkpoint"), (False, ["train_csv"], "--test-root"),
+])
+def test_what_is_missing_is_named_with_its_flag(
+        kernel, small_data, empty_folder, training, given, flag):
+    paths = {"test_root": small_data.test, "train_csv": small_data.train}
+    arguments = [x for name in given for x in ("--" + name.replace("_", "-"), paths[name])]
+    inputs = find(kernel, NO_KAGGLE, *arguments)
+    if inputs.checkpoint is not None and flag.endswith("--checkpoint"):
+        pytest.skip("this checkout ships a checkpoint, so none is missing")
+    with pytest.raises(kernel.UserError, match=flag):
+        kernel.check_complete(inputs, training)
+
+
+def test_images_come_in_natural_order_and_nothing_else(kernel, tmp_path):
+    for name in ("10.png", "2.png", "1.jpg", "a.b.PNG", "a2.png", "a10.png", "notes.txt",
+                 ".hidden.png"):
+        touch(tmp_path / name)
+    (tmp_path / "folder.png").mkdir()
+    names = [path.name for path in kernel.list_images(tmp_path)]
+    assert names == ["1.jpg", "2.png", "10.png", "a2.png", "a10.png", "a.b.PNG"]
+    assert [path.stem for path in kernel.list_images(tmp_path, 1)] == ["1"]
+
+
+def test_an_empty_folder_and_two_files_of_one_name_are_refused(kernel, tmp_path):
+    with pytest.raises(kernel.UserError, match="no image"):
+        kernel.list_images(tmp_path)
+    touch(tmp_path / "1.png")
+    touch(tmp_path / "1.jpg")
+    with pytest.raises(kernel.UserError, match="1.jpg and 1.png"):
+        kernel.list_images(tmp_path)

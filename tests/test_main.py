@@ -1,0 +1,131 @@
+"""`python kernel/main.py` as a user starts it: from an empty folder, with src/ out of reach."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from conftest import ROOT, run_script
+
+QUICK = ("--train-size", 64, "--train-batch", 2, "--epochs", 1, "--workers", 2)
+
+
+@pytest.fixture
+def script(tmp_path):
+    """A copy of the bundled script alone, in a folder of its own."""
+    folder = tmp_path / "kernel copy"
+    folder.mkdir()
+    return shutil.copy(ROOT / "kernel" / "main.py", folder / "script.py")
+
+
+@pytest.fixture
+def start(script, tmp_path):
+    """Runs the script with arguments in an empty working folder."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+
+    def run(*arguments):
+        return run_script(script, *arguments, cwd=folder)
+
+    run.folder = folder
+    return run
+
+
+def check_submission(csv, folder):
+    """What Kaggle would look at, with nothing of ours but the file."""
+    import base64
+    import io
+
+    table = pd.read_csv(csv, dtype=str)
+    assert list(table.columns) == ["filename", "image_utf"] and table.filename.is_unique
+    sizes = {path.stem: Image.open(path).size for path in folder.iterdir()}
+    for name, text in table.itertuples(index=False):
+        mask = Image.open(io.BytesIO(base64.b64decode(text)))
+        assert (mask.format, mask.mode, mask.size) == ("PNG", "L", sizes[name])
+    return list(table.filename)
+
+
+def test_a_fresh_machine_sees_the_whole_story(start):
+    done = start("--limit", 2, *QUICK)
+    assert done.returncode == 0, done.stderr
+    out = start.folder / "outputs"
+    assert "DEMONSTRATION" in done.stdout and "outputs/demo" in done.stdout
+    assert check_submission(out / "submission.csv", out / "demo" / "orig_1024") == ["1", "2"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "demo", "metrics.csv", "preview", "submission.csv", "u2netp_best.pth"]
+    assert sorted(p.name for p in (out / "preview").iterdir()) == [
+        "submission.png", "validation.png"]
+    assert "\r" not in done.stdout + done.stderr
+
+
+def data_flags(data):
+    return "--train-csv", data.train, "--val-csv", data.val, "--test-root", data.test
+
+
+def test_train_then_predict_then_use_the_checkpoint(start, small_data):
+    done = start("--mode", "train", *data_flags(small_data), *QUICK, "--out", "first")
+    assert done.returncode == 0, done.stderr
+    first = start.folder / "first"
+    assert check_submission(first / "submission.csv", small_data.test) == ["2", "10", "a.b"]
+    assert "DEMONSTRATION" not in done.stdout
+    recipe = torch.load(first / "u2netp_best.pth", weights_only=True)["recipe"]
+    assert recipe["predict_size"] == 64 and recipe["calibration"] in ("none", "notebook")
+
+    # auto: a checkpoint of this project is there, so nothing is trained
+    done = start("--checkpoint", "first/u2netp_best.pth", "--test-root", small_data.test,
+                 "--out", "second")
+    assert done.returncode == 0, done.stderr
+    second = start.folder / "second"
+    assert (second / "submission.csv").read_bytes() == (first / "submission.csv").read_bytes()
+    assert not (second / "metrics.csv").exists()
+
+
+def test_weights_without_a_recipe_are_trained_on(kernel, start, small_data):
+    """auto, with CSVs and a published checkpoint: start from it."""
+    torch.save(kernel.U2NETP().state_dict(), start.folder / "u2netp.pth")
+    done = start(*data_flags(small_data), *QUICK, "--limit", 2, "--checkpoint", "u2netp.pth",
+                 "--calibration", "notebook")
+    assert done.returncode == 0, done.stderr
+    assert "random weights" not in done.stdout and "Epoch 1:" in done.stdout
+    assert len(pd.read_csv(start.folder / "outputs" / "submission.csv")) == 2
+    best = torch.load(start.folder / "outputs" / "u2netp_best.pth", weights_only=True)
+    assert best["recipe"]["calibration"] == "notebook"
+
+
+def test_the_same_seed_gives_the_same_bytes(start, small_data):
+    for out, workers in (("a", 0), ("b", 2)):
+        done = start("--mode", "train", *data_flags(small_data), *QUICK[:-2], "--workers", workers,
+                     "--out", out)
+        assert done.returncode == 0, done.stderr
+    for name in ("submission.csv", "u2netp_best.pth", "preview/validation.png"):
+        assert (start.folder / "a" / name).read_bytes() == (start.folder / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--train-csv", "nowhere.csv"], "--train-csv nowhere.csv"),
+    (["--mode", "predict"], "--checkpoint"), (["--device", "cuda:99"], "--device cuda:99"),
+    (["--predict-size", 7], "--predict-size 7"),
+])
+def test_bad_input_is_one_sentence_and_status_2(start, arguments, says):
+    done = start(*arguments)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and says in last and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_unreadable_image_is_named_without_a_traceback(start, small_data, workers):
+    (small_data.folder / "images" / "train2.png").write_bytes(b"no picture")
+    done = start("--mode", "train", *data_flags(small_data), *QUICK[:-1], workers)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "train2.png: cannot be read as an image" in done.stderr.strip().splitlines()[-1]
+
+
+def test_masks_of_all_black_images_are_valid(start, small_data):
+    """The percentile of a constant prediction must not divide by nothing."""
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(small_data.test / "2.png")
+    done = start("--mode", "train", *data_flags(small_data), *QUICK, "--calibration", "notebook")
+    assert done.returncode == 0, done.stderr
+    check_submission(start.folder / "outputs" / "submission.csv", small_data.test)

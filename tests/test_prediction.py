@@ -1,0 +1,67 @@
+"""From files to masks: original size, order, rounding."""
+
+import numpy as np
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+
+
+class EchoRed(torch.nn.Module):
+    """A network whose matte is the red channel."""
+
+    def forward(self, x):
+        return (x[:, :1] / 2 + 0.5,) * 7
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_masks_have_their_images_names_sizes_and_order(kernel, small_data, workers):
+    paths = kernel.list_images(small_data.test)
+    recipe = {"predict_size": 32, "calibration": "none"}
+    masks = list(kernel.predict_masks(kernel.U2NETP(), paths, recipe, CPU, workers=workers))
+    assert [name for name, _ in masks] == ["2", "10", "a.b"]
+    assert [mask.shape for _, mask in masks] == [(64, 64), (40, 50), (90, 33)]
+    assert all(mask.dtype == np.uint8 for _, mask in masks)
+
+
+def test_at_the_images_own_size_nothing_is_lost(kernel, small_data):
+    """The mask is the matte of the pixels themselves, to the last level."""
+    path = small_data.test / "2.png"
+    masks = kernel.predict_masks(
+        EchoRed(), [path], {"predict_size": 64, "calibration": "none"}, CPU)
+    red = np.asarray(kernel.open_image(path, "RGB"))[..., 0]
+    assert np.array_equal(next(masks)[1], red)
+
+
+def test_values_are_rounded_not_truncated(kernel):
+    levels = np.arange(256, dtype=np.float32) / 255
+    assert np.array_equal(kernel.to_uint8(levels), np.arange(256))
+    assert kernel.to_uint8(np.float32(0.998)) == 254 and kernel.to_uint8(np.float32(0.999)) == 255
+
+
+def test_the_recipes_calibration_is_applied(kernel, small_data):
+    path = small_data.test / "10.png"
+    plain, stretched = (
+        next(kernel.predict_masks(EchoRed(), [path],
+                                  {"predict_size": 64, "calibration": name}, CPU))[1]
+        for name in ("none", "notebook"))
+    assert stretched.min() == 0 and (stretched <= plain).all() and (stretched < plain).any()
+
+
+@pytest.mark.parametrize("width, height", [(7, 90), (64, 64), (300, 20)])
+def test_resizing_keeps_constants_and_range(kernel, width, height):
+    constant = kernel.resize_alpha(torch.full((1, 1, 64, 64), 0.3), width, height)
+    assert constant.shape == (1, 1, height, width)
+    assert torch.allclose(constant, torch.tensor(0.3))
+    step = torch.zeros(1, 1, 64, 64)
+    step[..., 32:] = 1
+    resized = kernel.resize_alpha(step, width, height)
+    assert resized.min() >= 0 and resized.max() <= 1
+
+
+def test_predictions_run_in_bf16_too(kernel):
+    model = kernel.U2NETP().eval()
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    full = kernel.predict_alpha(model, images, CPU)
+    mixed = kernel.predict_alpha(model, images, CPU, torch.bfloat16)
+    assert mixed.dtype == torch.float32 and (full - mixed).abs().max() < 0.05

@@ -1,0 +1,42 @@
+"""The README's commands and names are the project's own."""
+
+import re
+import subprocess
+import sys
+
+from conftest import ROOT, load_modules
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def commands():
+    return [line for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+            for line in block.splitlines()]
+
+
+def test_the_two_commands_include_their_setup():
+    first, *others = commands()
+    assert first == "pip install -r requirements.txt && python kernel/main.py --limit 10"
+    tests = [line for line in others if "pytest" in line]
+    assert len(tests) == 1
+    for name in re.findall(r"-r (\S+)", tests[0]):
+        assert (ROOT / name).is_file()
+    assert "tests/requirements.txt" in tests[0] and tests[0].startswith("pip install")
+
+
+def test_runtime_dependencies_are_the_agreed_ones():
+    assert (ROOT / "requirements.txt").read_text().split() == [
+        "torch", "torchvision", "numpy", "pandas", "pillow", "tqdm"]
+
+
+def test_the_flags_that_the_readme_names_exist():
+    known = set(load_modules().command_line()._option_string_actions)
+    build_help = subprocess.run([sys.executable, ROOT / "build.py", "--help"],
+                                capture_output=True, text=True).stdout
+    known |= set(re.findall(r"--[a-z]+", build_help))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README)) <= known
+
+
+def test_the_pictures_and_files_that_the_readme_names_exist():
+    for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / name).is_file(), name
