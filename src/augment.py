@@ -22,26 +22,24 @@ class JointAugment:
     max_rotate: float = 10.0  # degrees
     p_color: float = 0.7
 
-    def __call__(self, image, alpha, rng):
-        """(RGB, L) of one size -> (RGB, L) of size x size; all chance comes from the Generator."""
-        image, alpha = self.crop(image, alpha, rng)
+    def geometry(self, layers, rng):
+        """The same crop, flip and rotation of every layer: images of one size, any modes.
+
+        Pillow resizes and rotates RGBA with premultiplied colours. All chance comes from the
+        Generator.
+        """
+        layers = self.crop(layers, rng)
         if rng.random() < self.p_flip:
-            image, alpha = TF.hflip(image), TF.hflip(alpha)
+            layers = [TF.hflip(layer) for layer in layers]
         if rng.random() < self.p_rotate:
             angle = rng.uniform(-self.max_rotate, self.max_rotate)
             # What turns in from outside is black and transparent.
-            image, alpha = (
-                TF.rotate(x, angle, interpolation=InterpolationMode.BILINEAR, fill=0)
-                for x in (image, alpha)
-            )
-        if rng.random() < self.p_color:
-            image = TF.adjust_brightness(image, rng.uniform(0.85, 1.15))
-            image = TF.adjust_contrast(image, rng.uniform(0.85, 1.15))
-            image = TF.adjust_saturation(image, rng.uniform(0.85, 1.15))
-        return image, alpha
+            layers = [TF.rotate(layer, angle, InterpolationMode.BILINEAR, fill=0)
+                      for layer in layers]
+        return layers
 
-    def crop(self, image, alpha, rng):
-        width, height = image.size
+    def crop(self, layers, rng):
+        width, height = layers[0].size
         shorter = min(width, height)
         if self.crop_scale is None:
             side = min(self.size, shorter)
@@ -49,8 +47,13 @@ class JointAugment:
             side = max(1, round(rng.uniform(*self.crop_scale) * shorter))
         top = int(rng.integers(0, height - side + 1))
         left = int(rng.integers(0, width - side + 1))
-        return tuple(
-            TF.resized_crop(x, top, left, side, side, [self.size, self.size],
-                            InterpolationMode.BILINEAR)
-            for x in (image, alpha)
-        )
+        return [TF.resized_crop(layer, top, left, side, side, [self.size, self.size],
+                                InterpolationMode.BILINEAR) for layer in layers]
+
+    def photometry(self, image, rng):
+        """Brightness, contrast and saturation of an RGB image, each changed by up to 15 %."""
+        if rng.random() < self.p_color:
+            image = TF.adjust_brightness(image, rng.uniform(0.85, 1.15))
+            image = TF.adjust_contrast(image, rng.uniform(0.85, 1.15))
+            image = TF.adjust_saturation(image, rng.uniform(0.85, 1.15))
+        return image

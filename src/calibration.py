@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from src.distributed import merged
+
 
 def unchanged(alpha):
     """alpha in [0,1] as it is"""
@@ -23,10 +25,10 @@ CALIBRATIONS = {"none": unchanged, "notebook": stretch_and_gamma}
 def calibration_errors(pairs):
     """Mean MSE of every calibration over (prediction, truth) pairs, float arrays [H,W] in [0,1].
 
-    Returns {name: MSE}, empty when there are no pairs.
+    Returns {name: MSE}, over the pairs of all processes; empty when there are none.
     """
-    errors = [
+    errors = merged([
         [np.square(calibrate(prediction) - truth).mean() for calibrate in CALIBRATIONS.values()]
         for prediction, truth in pairs
-    ]
+    ])
     return dict(zip(CALIBRATIONS, np.mean(errors, axis=0).tolist())) if errors else {}

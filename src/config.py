@@ -42,6 +42,12 @@ class Settings:
     workers: int | None = knob(
         None, "run", "processes that decode images; default: one a core, at most 4", minimum=0,
         type=int)
+    gpus: int | None = knob(
+        None, "run", "graphics cards to use, one process each; default: all (on the CPU it counts "
+        "processes, default 1)", minimum=1, type=int)
+    time_limit: float | None = knob(
+        None, "run", "hours from the start after which the submission must be there; training "
+        "ends early for it; default: 11.5 on Kaggle, none elsewhere", minimum=0.0, type=float)
 
     train_csv: Path | None = knob(
         None, "files", "CSV with image_path, alpha_path; default: data/splits/train.csv", type=Path)
@@ -56,13 +62,27 @@ class Settings:
         None, "files", "folder for the results; default: outputs, on Kaggle /kaggle/working",
         type=Path)
 
+    backgrounds: Path | None = knob(
+        None, "files", "folder of photographs to put RGBA foregrounds on, beside drawn backdrops",
+        type=Path)
+
     epochs: int = knob(5, "training", "passes over the training rows", minimum=1)
     lr: float = knob(1e-4, "training", "learning rate of AdamW", minimum=0.0)
     # U2-Net was made at 320. On cut-outs the published weights reach an MSE of 0.011 there and
     # 0.17 at the notebook's 1024: scale matters more than resolution.
     train_size: int = knob(320, "training", "side of a training crop as the network sees it",
                            minimum=64)
-    train_batch: int = knob(4, "training", "crops in a batch", minimum=1)
+    train_batch: int = knob(4, "training", "crops in a batch, on each graphics card", minimum=1)
+    schedule: str = knob(
+        "plateau", "training", "learning rate; plateau: halved when validation stops improving; "
+        "cosine: warm-up, then down to nothing", choices=("plateau", "cosine"))
+    # Short runs never reach a half-life; then validation prefers the plain weights.
+    ema: int = knob(
+        1000, "training", "half-life in samples of the weights' moving average; 0: none",
+        minimum=0)
+    save_minutes: float = knob(
+        10.0, "training", "minutes between two writes of last.pth, which a killed run resumes from",
+        minimum=0.0)
     # The notebook's crop, 512 of 1024 pixels, is `--train-size 512 --crop-scale 0.5,0.5`.
     crop_scale: tuple[float, float] = knob(
         (0.7, 1.0), "training", "LOW,HIGH: side of a crop as a share of the image's shorter side",

@@ -1,5 +1,6 @@
 """What the user reads: log lines, progress bars, and errors that are one sentence."""
 
+import os
 import sys
 
 from tqdm import tqdm
@@ -12,10 +13,16 @@ class UserError(Exception):
     """
 
 
+def rank():
+    """Number of this process among those that torchrun started, 0 without it."""
+    return int(os.environ.get("RANK", 0))
+
+
 def log(text=""):
-    """Print a line without tearing a progress bar apart, at once even into a pipe."""
-    tqdm.write(text)
-    sys.stdout.flush()
+    """Print a line without tearing a progress bar apart, at once even into a pipe; rank 0 only."""
+    if rank() == 0:
+        tqdm.write(text)
+        sys.stdout.flush()
 
 
 class WholeLines:
@@ -32,9 +39,13 @@ class WholeLines:
         self.stream.flush()
 
 
-def progress(iterable, title, total=None):
-    """The iterable behind a progress bar; in a log file it is a line a minute."""
+def progress(iterable, title, done=0):
+    """The iterable behind a progress bar; in a log file it is a line a minute.
+
+    done: items that an earlier run has already seen to.
+    """
+    bar = dict(desc=title, initial=done, total=done + len(iterable), disable=rank() > 0)
     if sys.stderr.isatty():
-        return tqdm(iterable, desc=title, total=total, leave=False, dynamic_ncols=True)
-    return tqdm(iterable, desc=title, total=total, file=WholeLines(sys.stderr), ascii=True,
-                ncols=80, mininterval=60, maxinterval=60, delay=60)
+        return tqdm(iterable, leave=False, dynamic_ncols=True, **bar)
+    return tqdm(iterable, file=WholeLines(sys.stderr), ascii=True, ncols=80, mininterval=60,
+                maxinterval=60, delay=60, **bar)

@@ -1,17 +1,20 @@
 """The CSV contract, decoding, datasets, loaders."""
 
 import os
-from dataclasses import dataclass
+import signal
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+from src.backdrops import recomposed
 from src.console import UserError
+from src.distributed import shard, world_size
 
 COLUMNS = ("image_path", "alpha_path")
 ROWS_TO_PLACE = 20  # rows that are tried to learn which folder a CSV's paths are relative to
@@ -19,45 +22,64 @@ ROWS_TO_PLACE = 20  # rows that are tried to learn which folder a CSV's paths ar
 
 @dataclass(frozen=True)
 class Pairs:
-    """Images and their alphas, as two string arrays of one length (arrays, so that loader
-    workers share them instead of copying a Python object per row)."""
+    """Images and their alphas: two arrays of encoded paths, of one length.
+
+    An empty alpha path means the alpha channel of the image itself, an RGBA cut-out as in MAGICK.
+    photographs: paths of backdrops for such cut-outs, beside the drawn ones. Arrays, because
+    loader workers share them, where a list would be copied object by object.
+    """
 
     images: np.ndarray
     alphas: np.ndarray
+    photographs: tuple = ()
 
     def __len__(self):
         return len(self.images)
 
+    def __getitem__(self, index):
+        """(image path, alpha path or '')"""
+        return os.fsdecode(self.images[index]), os.fsdecode(self.alphas[index])
+
     def first(self, count):
         """The first `count` pairs"""
-        return Pairs(self.images[:count], self.alphas[:count])
+        return replace(self, images=self.images[:count], alphas=self.alphas[:count])
 
 
-def read_pairs(csv_path, limit=None):
-    """`Pairs` of a CSV with the columns image_path and alpha_path, its first `limit` rows.
+def read_pairs(csv_path, limit=None, photographs=()):
+    """`Pairs` of a CSV with the column image_path, its first `limit` rows.
 
-    Paths may be absolute, or relative to the working folder, to the CSV's folder, or to a folder
-    above it. Raises UserError when a column, all rows, or all files of a column are missing.
+    The alpha is in alpha_path; where that column is missing, empty or the image itself, it is the
+    image's alpha channel. Paths may be absolute, or relative to the working folder, to the CSV's
+    folder, or to a folder above it. Raises UserError when a column, all rows, or all files of a
+    column are missing.
     """
-    table = pd.read_csv(csv_path, nrows=limit)
-    for column in COLUMNS:
-        if column not in table.columns:
-            raise UserError(
-                f"{csv_path}: no column {column}; it has {', '.join(map(str, table.columns))}")
+    table = pd.read_csv(csv_path, nrows=limit, dtype=str)
+    image_column, alpha_column = COLUMNS
+    if image_column not in table.columns:
+        raise UserError(
+            f"{csv_path}: no column {image_column}; it has {', '.join(map(str, table.columns))}")
     if table.empty:
         raise UserError(f"{csv_path}: has no rows")
-    return Pairs(*(placed_paths(table[column], csv_path) for column in COLUMNS))
+    images = table[image_column]
+    alphas = table.get(alpha_column, pd.Series("", images.index)).fillna("")
+    alphas = alphas.where(alphas != images, "")
+    return Pairs(placed_paths(images, image_column, csv_path),
+                 placed_paths(alphas, alpha_column, csv_path), tuple(photographs))
 
 
-def placed_paths(column, csv_path):
-    """A column's paths as strings that can be opened from here, without touching each file."""
+def placed_paths(column, name, csv_path):
+    """A column's paths as encoded strings that can be opened from here; '' stays ''.
+
+    The folder they are relative to is learnt from the first few, not by touching each file.
+    """
     bases = [Path.cwd(), *Path(csv_path).resolve().parents]
-    sample = column.astype(str).head(ROWS_TO_PLACE)
-    for base in bases:
-        if any((base / name).is_file() for name in sample):
-            return np.array([os.path.join(base, name) for name in column.astype(str)])
+    sample = column[column != ""].head(ROWS_TO_PLACE)
+    for base in bases if len(sample) else bases[:1]:
+        if sample.empty or any((base / path).is_file() for path in sample):
+            return np.array([os.fsencode(os.path.join(base, path) if path else "")
+                             for path in column])
     raise UserError(
-        f"{csv_path}, column {column.name}: {sample.iloc[0]} is neither in the working folder "
+        f"{csv_path}, column {name}: {sample.iloc[0]} is neither in the working folder "
         f"({Path.cwd()}) nor in {bases[1]} or a folder above it"
     )
 
@@ -71,11 +93,13 @@ def open_image(path, mode):
         raise UserError(f"{path}: cannot be read as an image ({error})") from None
 
 
-def open_pair(image_path, alpha_path):
-    """(RGB image, L alpha) of one size.
+def open_layers(image_path, alpha_path):
+    """[RGB image, L alpha] of one size, or [RGBA image] when there is no alpha path.
 
     An alpha of another size but the same shape is resized; another shape is refused.
     """
+    if not alpha_path:
+        return [open_image(image_path, "RGBA")]
     image, alpha = open_image(image_path, "RGB"), open_image(alpha_path, "L")
     if image.size != alpha.size:
         ratio = (image.width * alpha.height) / (image.height * alpha.width)
@@ -85,7 +109,7 @@ def open_pair(image_path, alpha_path):
                 f"{image.width}x{image.height}; they must have the same shape"
             )
         alpha = alpha.resize(image.size, Image.Resampling.BILINEAR)
-    return image, alpha
+    return [image, alpha]
 
 
 def image_tensor(image):
@@ -115,14 +139,15 @@ class TrainingSet(Dataset):
 
     def __getitem__(self, key):
         epoch, index = key
-        path = str(self.pairs.images[index])
-        image, alpha = open_pair(path, str(self.pairs.alphas[index]))
-        image, alpha = self.augment(image, alpha, np.random.default_rng([self.seed, epoch, index]))
-        return {"img": image_tensor(image), "mask": alpha_tensor(alpha), "path": path}
+        rng = np.random.default_rng([self.seed, epoch, index])
+        layers = self.augment.geometry(open_layers(*self.pairs[index]), rng)
+        image, alpha = layers if len(layers) == 2 else recomposed(*layers, self.pairs.photographs, rng)
+        image = self.augment.photometry(image, rng)
+        return sample(image, alpha, self.pairs[index][0])
 
 
 class ValidationSet(Dataset):
-    """Whole pairs, resized to size x size."""
+    """Whole pairs, resized to size x size; an RGBA cut-out stands on one backdrop for ever."""
 
     def __init__(self, pairs, size):
         self.pairs, self.size = pairs, size
@@ -131,13 +156,15 @@ class ValidationSet(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index):
-        path = str(self.pairs.images[index])
-        image, alpha = open_pair(path, str(self.pairs.alphas[index]))
-        return {
-            "img": image_tensor(resized(image, self.size)),
-            "mask": alpha_tensor(resized(alpha, self.size)),
-            "path": path,
-        }
+        layers = [resized(layer, self.size) for layer in open_layers(*self.pairs[index])]
+        image, alpha = layers if len(layers) == 2 else recomposed(
+            *layers, self.pairs.photographs, np.random.default_rng(index))
+        return sample(image, alpha, self.pairs[index][0])
+
+
+def sample(image, alpha, path):
+    """What a batch is made of: img [3,H,W] in [-1,1], mask [1,H,W] in [0,1], the image's path."""
+    return {"img": image_tensor(image), "mask": alpha_tensor(alpha), "path": path}
 
 
 class TestSet(Dataset):
@@ -159,17 +186,31 @@ class TestSet(Dataset):
 
 
 class ShuffledEpochs(Sampler):
-    """The keys (epoch, index) of one epoch in an order that only seed and epoch decide."""
+    """The keys (epoch, index) of one epoch in an order that only seed and epoch decide.
+
+    Several processes each take every world_size-th key, so that their batches together are the
+    batch of one process; a few keys come twice where the length does not divide. `done` keys of
+    this process are skipped: an earlier run has seen them.
+    """
 
     def __init__(self, length, seed):
-        self.length, self.seed, self.epoch = length, seed, 1
+        self.length, self.seed, self.epoch, self.done = length, seed, 1, 0
 
     def __len__(self):
-        return self.length
+        return len(self.indices()) - self.done
 
     def __iter__(self):
+        return ((self.epoch, int(index)) for index in self.indices()[self.done:])
+
+    def indices(self):
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return ((self.epoch, int(index)) for index in order)
+        return shard(np.resize(order, -(-self.length // world_size()) * world_size()))
+
+
+def validation_loader(pairs, size, batch_size, workers, device):
+    """Batches of this process's share of the pairs, whole and in order"""
+    share = Subset(ValidationSet(pairs, size), shard(range(len(pairs))))
+    return make_loader(share, batch_size, workers, device)
 
 
 def make_loader(dataset, batch_size, workers, device, sampler=None):
@@ -177,4 +218,11 @@ def make_loader(dataset, batch_size, workers, device, sampler=None):
     return DataLoader(
         dataset, batch_size=batch_size, sampler=sampler, num_workers=workers,
         persistent_workers=workers > 0, pin_memory=device.type == "cuda",
+        worker_init_fn=leave_signals_to_the_main_process,
     )
+
+
+def leave_signals_to_the_main_process(worker):
+    """Ctrl-C reaches every process of a terminal; a worker goes on until its loader is done."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -7,16 +7,20 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 
+from src.backdrops import draw_backdrop, smooth_colours
+
 DEMO_SIZE = 1024  # pixels, as in MAGICK
 DEMO_COUNTS = {"train": 8, "val": 4, "test": 6}
 
 
-def make_demo(folder, seed):
-    """Write train.csv, val.csv and orig_1024/ into the folder and return their paths.
+def demo_places(folder):
+    """Where make_demo puts what, by the names of `Inputs`."""
+    return {"train_csv": folder / "train.csv", "val_csv": folder / "val.csv",
+            "test_root": folder / "orig_1024"}
 
-    Returns a dict with train_csv, val_csv and test_root. The same seed writes the same files.
-    """
-    made = {}
+
+def make_demo(folder, seed):
+    """Write train.csv, val.csv and orig_1024/ into the folder; the same seed, the same files."""
     for number, (split, count) in enumerate(DEMO_COUNTS.items()):
         images = folder / ("orig_1024" if split == "test" else "images")
         rows = []
@@ -28,11 +32,7 @@ def make_demo(folder, seed):
                 save_png(alpha, folder / "alphas" / name)
                 rows.append({"image_path": f"images/{name}", "alpha_path": f"alphas/{name}"})
         if rows:
-            made[f"{split}_csv"] = folder / f"{split}.csv"
-            pd.DataFrame(rows).to_csv(made[f"{split}_csv"], index=False)
-        else:
-            made["test_root"] = images
-    return made
+            pd.DataFrame(rows).to_csv(folder / f"{split}.csv", index=False)
 
 
 def save_png(image, path):
@@ -43,8 +43,8 @@ def save_png(image, path):
 def draw_pair(rng, size=DEMO_SIZE):
     """(RGB image, L alpha), both size x size: a subject drawn over a backdrop."""
     alpha = draw_alpha(rng, size)
-    foreground = smooth_colours(rng, size, cells=5)
-    backdrop = draw_backdrop(rng, size)
+    foreground = smooth_colours(rng, (size, size), cells=5)
+    backdrop = draw_backdrop(rng, (size, size))
     return Image.composite(foreground, backdrop, alpha), alpha
 
 
@@ -86,23 +86,3 @@ def strand(rng, centre, radius):
     angle = rng.uniform(0, 2 * np.pi) + np.linspace(0, rng.uniform(-0.4, 0.4), 24)
     length = radius * np.linspace(0.6, rng.uniform(1.1, 1.6), 24)
     return [tuple(p) for p in centre + (length * np.stack([np.cos(angle), np.sin(angle)])).T]
-
-
-def draw_backdrop(rng, size):
-    """Plain, gradient or textured, with a little grain."""
-    kind = rng.choice(["plain", "gradient", "textured"])
-    if kind == "textured":
-        return smooth_colours(rng, size, cells=int(rng.integers(8, 60)))
-    first, last = rng.integers(0, 256, (2, 1, 3)).astype(np.float32)
-    if kind == "plain":
-        last = first
-    ramp = np.linspace(0, 1, size, dtype=np.float32)[:, None]
-    rows = (first + ramp * (last - first))[:, None, :]
-    grain = rng.normal(0, 2, (size, size, 1)).astype(np.float32)
-    return Image.fromarray((rows + grain).clip(0, 255).round().astype(np.uint8))
-
-
-def smooth_colours(rng, size, cells):
-    """Random colours on a cells x cells grid, interpolated."""
-    grid = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
-    return Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC)

@@ -37,7 +37,6 @@ class Inputs:
     checkpoint: Path | None
     out: Path
     kaggle_input: Path | None  # set on Kaggle only
-    demo: bool = False
 
 
 def find_inputs(settings, kaggle_input=KAGGLE_INPUT):

@@ -1,72 +1,96 @@
 """MAGICK alpha: train U2-NetP, predict the alpha channel of single-subject images."""
 
+import gc
 import sys
 import time
 from dataclasses import replace
 
+import torch
+
 from src.config import parse_settings
-from src.console import UserError, log
+from src.console import UserError, log, rank
+from src.distributed import join_group, leave_group, merged, relaunch, shard, wait_for_all
+from src.stopping import STARTED, Interrupted, StopWatch
 from src.inputs import BEST_CHECKPOINT, check_complete, find_inputs, is_empty, list_images
-from src.demo import make_demo
+from src.demo import demo_places, make_demo
 from src.hardware import amp_dtype, choose_device, prepare_machine, worker_count
-from src.data import ValidationSet, make_loader, read_pairs
+from src.data import read_pairs, validation_loader
 from src.u2netp import U2NETP
 from src.checkpoint import read_checkpoint, write_checkpoint
-from src.training import train
+from src.training import LAST_CHECKPOINT, train
 from src.calibration import calibration_errors
 from src.prediction import predict_masks, validation_pairs
-from src.submission import write_submission
+from src.submission import merge_submission, write_shard
 from src.preview import save_submission_preview, save_validation_preview
 
 PREVIEWS = 3  # validation images that are drawn
+KAGGLE_HOURS = 11.5  # Kaggle ends a session after 12
 
 
 def run(settings):
     """The story: find, train or load, calibrate, predict, write, show."""
-    started = time.monotonic()
     prepare_machine(settings.seed)
-    device = choose_device(settings.device)
+    device = join_group(choose_device(settings.device))
     dtype, workers = amp_dtype(settings.amp, device), worker_count(settings.workers)
 
     inputs = find_inputs(settings)
     checkpoint = read_checkpoint(inputs.checkpoint) if inputs.checkpoint else None
     recipe = dict(checkpoint.recipe or {}) if checkpoint else {}
     training = settings.mode == "train" or (settings.mode == "auto" and not recipe)
-    inputs = with_demo(inputs, settings.seed)
+    demo = is_empty(inputs) and not inputs.kaggle_input
+    if demo:
+        inputs = replace(inputs, **demo_places(inputs.out / "demo"))
     check_complete(inputs, training)
+    if demo:
+        show_demo(inputs, settings.seed)
     images = list_images(inputs.test_root, settings.limit)
+    stop = StopWatch(settings.time_limit or (KAGGLE_HOURS if inputs.kaggle_input else None))
+    stop.listen()
     describe(inputs, settings, device, training, len(images))
 
     model = U2NETP()
     if checkpoint:
         model.load_state_dict(checkpoint.model_state)
-    val_pairs = read_pairs(inputs.val_csv, settings.limit) if inputs.val_csv else None
+    photographs = list_images(settings.backgrounds) if settings.backgrounds else ()
+    val_pairs = None
+    if inputs.val_csv:
+        val_pairs = read_pairs(inputs.val_csv, settings.limit, photographs)
+    metrics = []
     if training:
-        train_pairs = read_pairs(inputs.train_csv, settings.limit)
-        train(model, train_pairs, val_pairs, settings, device, inputs.out)
+        train_pairs = read_pairs(inputs.train_csv, settings.limit, photographs)
+        metrics = train(model, train_pairs, val_pairs, settings, device, inputs.out, stop,
+                        len(images))
         recipe = {}
-    model.to(device)
+    model.to(device, memory_format=torch.channels_last)
 
     def validate(pairs):
-        loader = make_loader(ValidationSet(pairs, recipe["predict_size"]), 1, workers, device)
-        return validation_pairs(model, loader, device, dtype)
+        loader = validation_loader(pairs, recipe["predict_size"], 1, workers, device)
+        return stop.guarded(validation_pairs(model, loader, device, dtype))
 
     recipe["predict_size"] = (
         settings.predict_size or recipe.get("predict_size") or settings.train_size)
     recipe["calibration"] = choose_calibration(
-        settings.calibration, recipe.get("calibration"), validate(val_pairs) if val_pairs else ())
-    if training:
+        settings.calibration, recipe.get("calibration"),
+        validate(val_pairs) if val_pairs else ())
+    if training and rank() == 0:
         write_checkpoint(inputs.out / BEST_CHECKPOINT, model.state_dict(), recipe=recipe)
     if val_pairs:
-        save_validation_preview(
-            validate(val_pairs.first(PREVIEWS)), inputs.out / "preview" / "validation.png")
+        shown = merged(list(validate(val_pairs.first(PREVIEWS))))
+        if rank() == 0:
+            save_validation_preview(shown, inputs.out / "preview" / "validation.png")
 
     submission = inputs.out / "submission.csv"
-    masks = predict_masks(model, images, recipe, device, dtype, workers)
-    write_submission(masks, images, submission)
+    masks = predict_masks(model, shard(images), recipe, device, dtype, workers)
+    write_shard(stop.guarded(masks), submission)
+    wait_for_all()
+    if rank() > 0:
+        return
+    merge_submission(submission, images)
     save_submission_preview(submission, inputs.out / "preview" / "submission.png")
+    if len(metrics) == settings.epochs:
+        (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
     log(f"Wrote {submission}: {len(images)} rows, recipe {recipe}, "
-        f"{time.monotonic() - started:.0f} s in all")
+        f"{time.time() - STARTED:.0f} s in all")
 
 
 def choose_calibration(wanted, stored, validation):
@@ -85,17 +109,17 @@ def choose_calibration(wanted, stored, validation):
     return min(errors, key=errors.get)
 
 
-def with_demo(inputs, seed):
-    """The inputs, with a demonstration set in place of data when there is none at all."""
-    if inputs.kaggle_input or not is_empty(inputs):
-        return inputs
-    folder = inputs.out / "demo"
+def show_demo(inputs, seed):
+    """Draw the demonstration set, and say loudly that it is one."""
     log("=" * 72)
-    log(f"DEMONSTRATION: no data was found, so a small drawn set stands in, in {folder}.")
+    log("DEMONSTRATION: no data was found, so a small drawn set stands in, in "
+        f"{inputs.test_root.parent}.")
     log("Its figures say nothing about real images; name yours with --train-csv, --val-csv and")
     log("--test-root.")
     log("=" * 72)
-    return replace(inputs, **make_demo(folder, seed), demo=True)
+    if rank() == 0:
+        make_demo(inputs.test_root.parent, seed)
+    wait_for_all()
 
 
 def describe(inputs, settings, device, training, image_count):
@@ -110,15 +134,25 @@ def describe(inputs, settings, device, training, image_count):
 
 
 def main(argv=None):
-    """Run from the command line; returns the exit status, 2 for bad input."""
+    """Run from the command line; returns the exit status: 2 for bad input, 128 + the signal's
+    number after a signal."""
+    settings = parse_settings(argv)
+    relaunch(settings.gpus, settings.device)
+    status = 0
     try:
-        run(parse_settings(argv))
+        run(settings)
+        leave_group()
     except UserError as error:
         # A DataLoader worker's error arrives with the worker's traceback before its sentence.
         sentence = str(error).strip().rsplit("UserError: ", 1)[-1]
         print(f"error: {sentence}", file=sys.stderr)
-        return 2
-    return 0
+        status = 2
+    except Interrupted as interruption:
+        log("Stopped. The same command goes on from here.")
+        status = 128 + interruption.args[0]
+    # Loaders that an error has left behind end their workers here, in order, not at exit.
+    gc.collect()
+    return status
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ def predict_alpha(model, images, device, dtype=None):
     The model is used as it is; put it in eval mode first. dtype: autocast's, None for float32.
     """
     with autocast(device, dtype):
-        outputs = model(images.to(device, non_blocking=True))
+        outputs = model(images.to(
+            device, non_blocking=True, memory_format=torch.channels_last))
     return outputs[0].float().cpu()
 
 

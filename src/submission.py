@@ -3,12 +3,15 @@
 import base64
 import csv
 import io
+from contextlib import ExitStack
+from itertools import zip_longest
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from src.console import UserError
+from src.console import UserError, rank
+from src.distributed import world_size
 from src.files import replacing
 
 HEADER = ("filename", "image_utf")
@@ -29,18 +32,37 @@ def decode_mask(text):
         return np.asarray(image)
 
 
-def write_submission(masks, paths, csv_path):
-    """Write the CSV from (name, uint8 mask [H,W]) pairs, one row at a time, and check it.
+def write_shard(masks, csv_path):
+    """Write this process's rows, from (name, uint8 mask [H,W]) pairs, beside the CSV to be."""
+    with replacing(shard_paths(csv_path)[rank()]) as part:
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows((name, encode_mask(mask)) for name, mask in masks)
 
-    paths: the test images in the masks' order. The file takes its place only after the check.
+
+def shard_paths(csv_path):
+    """Files with the rows of each process, in the order of their ranks."""
+    return [csv_path.with_name(f"{csv_path.name}.{number}-of-{world_size()}")
+            for number in range(world_size())]
+
+
+def merge_submission(csv_path, paths):
+    """Put the rows of all processes together in the order of the test images, and check them.
+
+    The file takes its place, and the shards go, only after the check; see check_submission.
     """
-    with replacing(csv_path) as part:
+    csv.field_size_limit(2**31 - 1)  # a mask is one field
+    with ExitStack() as stack, replacing(csv_path) as part:
         with open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(HEADER)
-            for name, mask in masks:
-                writer.writerow((name, encode_mask(mask)))
+            shards = [csv.reader(stack.enter_context(open(path, newline="", encoding="utf-8")))
+                      for path in shard_paths(csv_path)]
+            for rows in zip_longest(*shards):
+                writer.writerows(row for row in rows if row is not None)
         check_submission(part, paths)
+    for path in shard_paths(csv_path):
+        path.unlink()
 
 
 def read_rows(csv_path):

@@ -4,8 +4,9 @@ import numpy as np
 
 
 def test_demo_is_deterministic_and_readable(kernel, tmp_path):
-    made = kernel.make_demo(tmp_path / "one", seed=5)
-    again = kernel.make_demo(tmp_path / "two", seed=5)
+    for folder in ("one", "two"):
+        kernel.make_demo(tmp_path / folder, seed=5)
+    made, again = kernel.demo_places(tmp_path / "one"), kernel.demo_places(tmp_path / "two")
     train, val = kernel.read_pairs(made["train_csv"]), kernel.read_pairs(made["val_csv"])
     assert (len(train), len(val)) == (8, 4)
     assert len(kernel.list_images(made["test_root"])) == 6
@@ -29,8 +30,8 @@ def test_an_image_is_its_foreground_over_its_backdrop(kernel):
     """I = alpha F + (1 - alpha) B, with the three layers drawn from the same random numbers."""
     image, alpha = kernel.draw_pair(np.random.default_rng(1), size=128)
     rng = np.random.default_rng(1)
-    layers = (kernel.draw_alpha(rng, 128), kernel.smooth_colours(rng, 128, cells=5),
-              kernel.draw_backdrop(rng, 128))
+    layers = (kernel.draw_alpha(rng, 128), kernel.smooth_colours(rng, (128, 128), cells=5),
+              kernel.draw_backdrop(rng, (128, 128)))
     opacity, foreground, backdrop = (np.asarray(layer, float) for layer in layers)
     assert np.array_equal(opacity, alpha)
     opacity = opacity[..., None] / 255

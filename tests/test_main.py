@@ -10,7 +10,7 @@ from PIL import Image
 
 from conftest import ROOT, run_script
 
-QUICK = ("--train-size", 64, "--train-batch", 2, "--epochs", 1, "--workers", 2)
+QUICK = ("--train-size", 64, "--train-batch", 2, "--epochs", 1, "--workers", 0)
 
 
 @pytest.fixture
@@ -93,15 +93,6 @@ def test_weights_without_a_recipe_are_trained_on(kernel, start, small_data):
     assert len(pd.read_csv(start.folder / "outputs" / "submission.csv")) == 2
     best = torch.load(start.folder / "outputs" / "u2netp_best.pth", weights_only=True)
     assert best["recipe"]["calibration"] == "notebook"
-
-
-def test_the_same_seed_gives_the_same_bytes(start, small_data):
-    for out, workers in (("a", 0), ("b", 2)):
-        done = start("--mode", "train", *data_flags(small_data), *QUICK[:-2], "--workers", workers,
-                     "--out", out)
-        assert done.returncode == 0, done.stderr
-    for name in ("submission.csv", "u2netp_best.pth", "preview/validation.png"):
-        assert (start.folder / "a" / name).read_bytes() == (start.folder / "b" / name).read_bytes()
 
 
 @pytest.mark.parametrize("arguments, says", [

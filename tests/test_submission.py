@@ -24,9 +24,14 @@ def written(tmp_path):
     return masks, paths, tmp_path / "submission.csv"
 
 
+def write(kernel, masks, paths, csv):
+    kernel.write_shard(masks, csv)
+    kernel.merge_submission(csv, paths)
+
+
 def test_round_trip(kernel, written):
     masks, paths, csv = written
-    kernel.write_submission(iter(masks), paths, csv)
+    write(kernel, iter(masks), paths, csv)
     table = pd.read_csv(csv, dtype=str)
     assert list(table.columns) == ["filename", "image_utf"]
     assert list(table.filename) == ["1", "a.b"]
@@ -52,8 +57,9 @@ def test_a_wrong_file_is_refused_and_the_older_one_survives(kernel, written, cha
     masks, paths, csv = written
     csv.write_text("older")
     with pytest.raises(kernel.UserError, match=says):
-        kernel.write_submission(change(masks), paths, csv)
-    assert csv.read_text() == "older" and len(os.listdir(csv.parent)) == 2
+        write(kernel, change(masks), paths, csv)
+    assert csv.read_text() == "older"
+    assert not list(csv.parent.glob("*.part"))
 
 
 @pytest.mark.parametrize("text", ["", "???", base64.b64encode(b"no image").decode()])
@@ -71,5 +77,5 @@ def test_a_failure_on_the_way_leaves_the_older_submission(kernel, written):
         raise MemoryError
 
     with pytest.raises(MemoryError):
-        kernel.write_submission(broken(), paths, csv)
+        write(kernel, broken(), paths, csv)
     assert csv.read_text() == "older" and len(os.listdir(csv.parent)) == 2

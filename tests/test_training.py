@@ -20,7 +20,7 @@ def train(kernel, data, out, model=None, **changes):
     torch.manual_seed(0)
     model = model or kernel.U2NETP()
     metrics = kernel.train(model, kernel.read_pairs(data.train), kernel.read_pairs(data.val),
-                           settings_for(kernel, **changes), CPU, out)
+                           settings_for(kernel, **changes), CPU, out, kernel.StopWatch())
     return model, metrics
 
 
@@ -30,11 +30,10 @@ def test_it_learns_and_keeps_the_best(kernel, small_data, tmp_path, capsys):
     assert metrics[-1]["train_loss"] < 0.8 * metrics[0]["train_loss"]
     table = pd.read_csv(out / "metrics.csv")
     assert list(table.columns) == [
-        "epoch", "train_loss", "train_mse", "val_loss", "val_mse", "lr", "seconds"]
+        "epoch", "train_loss", "train_mse", "val_loss", "val_mse", "lr"]
     assert list(table.epoch) == [1, 2, 3, 4, 5, 6]
     best = torch.load(out / "u2netp_best.pth", weights_only=True)
     assert best["val_mse"] == table.val_mse.min()
-    assert best["epoch"] == table.epoch[table.val_mse.idxmin()]
     assert best["recipe"] == {"predict_size": 64}
     for key, value in model.state_dict().items():
         assert torch.equal(value, best["model_state"][key])
@@ -48,8 +47,7 @@ def test_it_learns_and_keeps_the_best(kernel, small_data, tmp_path, capsys):
 
 def test_the_reported_validation_mse_is_the_best_models(kernel, small_data, tmp_path):
     model, metrics = train(kernel, small_data, tmp_path)
-    loader = kernel.make_loader(
-        kernel.ValidationSet(kernel.read_pairs(small_data.val), 64), 1, 0, CPU)
+    loader = kernel.validation_loader(kernel.read_pairs(small_data.val), 64, 1, 0, CPU)
     errors = [np.square(p - t).mean() for _, p, t, _ in
               kernel.validation_pairs(model, loader, CPU)]
     assert np.mean(errors) == pytest.approx(min(m["val_mse"] for m in metrics), rel=1e-4)
@@ -76,9 +74,8 @@ def test_a_loss_that_is_not_finite_names_the_batch(kernel, small_data, tmp_path)
     model = kernel.U2NETP()
     with torch.no_grad():
         model.outconv.bias.fill_(float("nan"))
-    with pytest.raises(kernel.UserError, match=r"epoch 1, batch 1 .*images/train\d\.png"):
-        kernel.train(model, kernel.read_pairs(small_data.train),
-                     kernel.read_pairs(small_data.val), settings_for(kernel), CPU, tmp_path)
+    with pytest.raises(kernel.UserError, match=r"3 times in a row.* epoch 1 .*images/train\d\.png"):
+        train(kernel, small_data, tmp_path, model, train_batch=1)
     assert not (tmp_path / "u2netp_best.pth").exists()
 
 
@@ -92,3 +89,122 @@ def test_images_smaller_than_the_crop_are_trained_on(kernel, small_data, tmp_pat
 def test_bf16_trains(kernel, small_data, tmp_path):
     _, metrics = train(kernel, small_data, tmp_path, epochs=1, amp="bf16")
     assert np.isfinite(metrics[0]["train_loss"])
+
+
+def test_the_cosine_schedule_rises_and_falls(kernel):
+    factor = kernel.cosine_with_warm_up(1000)
+    values = [factor(step) for step in range(1001)]
+    assert values[0] == pytest.approx(1 / 30) and values[29] == values[30] == 1
+    assert values[515] == pytest.approx(0.5, abs=0.01) and values[1000] == pytest.approx(0)
+    assert all(a <= b for a, b in zip(values[:30], values[1:31]))
+    assert all(a >= b for a, b in zip(values[30:], values[31:]))
+
+
+def test_cosine_steps_with_every_batch(kernel, small_data, tmp_path):
+    _, metrics = train(kernel, small_data, tmp_path, schedule="cosine", epochs=2)
+    assert metrics[0]["lr"] == pytest.approx(2e-3 * kernel.cosine_with_warm_up(4)(2))
+    assert metrics[1]["lr"] == pytest.approx(0, abs=1e-9)
+
+
+def run_of(kernel, **changes):
+    torch.manual_seed(0)
+    settings = settings_for(kernel, train_batch=4, ema=0, **changes)
+    run = kernel.Run(kernel.U2NETP(), settings, CPU, steps_per_epoch=3)
+    run.model.train()
+    return run
+
+
+def batch_of(seed=0, count=4):
+    generator = torch.Generator().manual_seed(seed)
+    return {"img": torch.rand(count, 3, 64, 64, generator=generator) * 2 - 1,
+            "mask": torch.rand(count, 1, 64, 64, generator=generator),
+            "path": [f"{seed}-{number}.png" for number in range(count)]}
+
+
+def test_the_moving_average_has_its_half_life(kernel):
+    """Of a jump in the weights, half has arrived after as many samples as the half-life says."""
+    settings = settings_for(kernel, train_batch=4, ema=40)
+    run = kernel.Run(kernel.U2NETP(), settings, CPU, steps_per_epoch=3)
+    run.ema.update_parameters(run.model)
+    weight, average = run.model.outconv.weight, run.ema.module.outconv.weight
+    before = weight.detach().clone()
+    with torch.no_grad():
+        weight += 1
+    for _ in range(10):
+        run.ema.update_parameters(run.model)
+    assert torch.allclose(average - before, torch.tensor(0.5), atol=1e-5)
+
+
+def test_gradients_are_clipped(kernel):
+    run = run_of(kernel)
+    batch = batch_of()
+    batch["img"] *= 1000
+    kernel.train_step(run, batch)
+    norm = torch.stack([p.grad.norm() for p in run.model.parameters()]).norm()
+    assert norm <= 1.0001
+
+
+def test_a_step_that_is_not_finite_changes_nothing(kernel):
+    run = run_of(kernel)
+    guard = kernel.NonFiniteGuard(run)
+    guard.note(kernel.train_step(run, batch_of(1)), ["a.png"])
+    guard.check()
+    before = {k: v.clone() for k, v in run.model.state_dict().items()}
+    totals = run.totals.clone()
+    poisoned = batch_of(2)
+    poisoned["mask"][0, 0, 0, 0] = float("nan")
+    poisoned["img"][0, 0, 0, 0] = float("inf")
+    for _ in range(2):
+        guard.note(kernel.train_step(run, poisoned), ["b.png"])
+        guard.check()
+    for key, value in run.model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+    assert torch.equal(run.totals, totals)
+    guard.note(kernel.train_step(run, batch_of(3)), ["c.png"])
+    guard.check()
+    assert run.non_finite == 0
+    assert not torch.equal(run.model.outconv.weight, before["outconv.weight"])
+
+
+def test_three_losses_in_a_row_that_are_not_finite_end_the_run(kernel):
+    run = run_of(kernel)
+    guard = kernel.NonFiniteGuard(run)
+    for name in ("a.png", "b.png", "c.png"):
+        guard.note(torch.tensor(float("nan")), [name])
+    with pytest.raises(kernel.UserError, match="3 times in a row.*c.png"):
+        guard.check()
+
+
+class OutOfMemoryAbove(torch.nn.Module):
+    """A network that fits `limit` crops into its card."""
+
+    def __init__(self, model, limit):
+        super().__init__()
+        self.model, self.limit, self.sizes = model, limit, []
+
+    def forward(self, x):
+        if len(x) > self.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+        self.sizes.append(len(x))
+        return self.model(x)
+
+
+def test_out_of_memory_halves_the_pieces_and_keeps_the_gradients(kernel):
+    gradients = []
+    for limit in (4, 1):
+        run = run_of(kernel)
+        run.model.eval()  # batch norms would see other batches
+        run.parallel = run.model = OutOfMemoryAbove(run.model, limit)
+        kernel.train_step(run, batch_of())
+        gradients.append([p.grad for p in run.model.parameters()])
+        assert run.model.sizes == [limit] * (4 // limit)
+        assert run.pieces == 4 // limit
+    for one, other in zip(*gradients):
+        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_no_memory_for_a_single_crop_is_said(kernel):
+    run = run_of(kernel)
+    run.parallel = run.model = OutOfMemoryAbove(run.model, 0)
+    with pytest.raises(kernel.UserError, match="--train-size"):
+        kernel.train_step(run, batch_of())

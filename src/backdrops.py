@@ -1,0 +1,73 @@
+"""Backdrops, and foregrounds put on them: drawn ones, photographs, soft shadows."""
+
+import numpy as np
+from PIL import Image, ImageChops, ImageFilter
+
+P_PHOTOGRAPH = 0.5  # when there are any; else every backdrop is drawn
+P_SHADOW = 0.3
+
+
+def recomposed(foreground, photographs, rng):
+    """An RGBA cut-out over a backdrop of chance: (RGB image, L alpha) of the same size.
+
+    photographs: paths of images to take backdrops from, may be empty; rng: a numpy Generator.
+    Pillow composites with straight alpha: I = alpha F + (1 - alpha) B.
+    """
+    if len(photographs) and rng.random() < P_PHOTOGRAPH:
+        backdrop = photograph(photographs[rng.integers(len(photographs))], foreground.size, rng)
+    else:
+        backdrop = draw_backdrop(rng, foreground.size)
+    alpha = foreground.getchannel("A")
+    if rng.random() < P_SHADOW:
+        backdrop = shadowed(backdrop, alpha, rng)
+    backdrop.putalpha(255)
+    return Image.alpha_composite(backdrop, foreground).convert("RGB"), alpha
+
+
+def draw_backdrop(rng, size):
+    """An RGB image of size (width, height): plain, gradient or textured, with a little grain."""
+    kind = rng.choice(["plain", "gradient", "textured"])
+    if kind == "textured":
+        return smooth_colours(rng, size, cells=int(rng.integers(8, 60)))
+    width, height = size
+    first, last = rng.integers(0, 256, (2, 3)).astype(np.float32)
+    if kind == "plain":
+        last = first
+    across, down = rng.uniform(-1, 1, 2)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    ramp = across * x / width + down * y / height
+    ramp = (ramp - ramp.min()) / max(float(np.ptp(ramp)), 1e-6)
+    grain = rng.normal(0, rng.uniform(0, 4), (height, width, 1))
+    pixels = first + ramp[..., None] * (last - first) + grain
+    return Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+
+
+def smooth_colours(rng, size, cells):
+    """Random colours on a cells x cells grid, interpolated to size (width, height)."""
+    grid = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
+    return Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
+
+
+def photograph(path, size, rng):
+    """A random part of an image file, RGB of size (width, height), at times mirrored."""
+    with Image.open(path) as image:
+        # JPEG decodes to half or a quarter of its size at a fraction of the cost.
+        image.draft("RGB", (2 * size[0], 2 * size[1]))
+        image = image.convert("RGB")
+    share = rng.uniform(0.4, 1.0) * min(image.width / size[0], image.height / size[1])
+    width, height = share * size[0], share * size[1]
+    left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)
+    part = image.resize(size, Image.Resampling.BILINEAR, (left, top, left + width, top + height))
+    return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else part
+
+
+def shadowed(backdrop, alpha, rng):
+    """The backdrop darkened by the blurred, shifted alpha of what stands before it."""
+    width, height = backdrop.size
+    blurred = alpha.filter(ImageFilter.GaussianBlur(rng.uniform(0.01, 0.05) * width))
+    shift = rng.uniform(-0.05, 0.05, 2) * backdrop.size
+    moved = Image.new("L", backdrop.size)
+    moved.paste(blurred, tuple(int(s) for s in shift))
+    strength = rng.uniform(0.2, 0.7)
+    light = moved.point(lambda level: 255 - round(level * strength))
+    return ImageChops.multiply(backdrop, Image.merge("RGB", (light,) * 3))

@@ -1,0 +1,137 @@
+"""Runs that end early: killed, stopped by a signal, out of time; and what comes after."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+
+from conftest import ROOT, run_script, write_pairs
+
+FLAGS = ("--mode", "train", "--train-size", 64, "--train-batch", 2, "--epochs", 2, "--lr", 1e-3,
+         "--schedule", "cosine", "--ema", 8, "--save-minutes", 0)
+SCRIPT = ROOT / "kernel" / "main.py"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    train, val = write_pairs(folder, 12), write_pairs(folder, 2, name="val")
+    write_pairs(folder / "test", 2, size=40)
+    return ("--train-csv", train, "--val-csv", val, "--test-root", folder / "test" / "images")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data, tmp_path_factory):
+    """The results of the same command, run in one go."""
+    folder = tmp_path_factory.mktemp("whole")
+    done = run_script(SCRIPT, *FLAGS, *data, "--out", "out", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder / "out"
+
+
+def start(folder, *arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.Popen([sys.executable, SCRIPT, *map(str, arguments)], cwd=folder,
+                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True)
+
+
+def batches_done(out):
+    """Position in last.pth, in batches from the start; -1 before there is one."""
+    path = out / "last.pth"
+    if not path.exists():
+        return -1
+    state = torch.load(path, weights_only=True)["training"]
+    return (state["epoch"] - 1) * 6 + state["batch"]
+
+
+def wait_for_batch(process, out, count):
+    while process.poll() is None and batches_done(out) < count:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stdout.read()
+
+
+def assert_same(out, uninterrupted):
+    for name in ("metrics.csv", "submission.csv", "u2netp_best.pth"):
+        assert (out / name).read_bytes() == (uninterrupted / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_random_steps_it_ends_in_the_same_bits(data, uninterrupted, tmp_path, workers):
+    arguments = (*FLAGS, *data, "--workers", workers, "--out", "out")
+    for step in (random.randint(1, 5), random.randint(6, 10)):  # of two epochs of six batches
+        process = start(tmp_path, *arguments)
+        wait_for_batch(process, tmp_path / "out", step)
+        process.kill()
+        process.communicate()
+    done = run_script(SCRIPT, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Continuing out/last.pth" in done.stdout
+    assert_same(tmp_path / "out", uninterrupted)
+    assert not (tmp_path / "out" / "last.pth").exists()  # the run is complete
+
+
+def test_a_signal_saves_and_says_so(data, uninterrupted, tmp_path):
+    arguments = (*FLAGS, *data, "--workers", 2, "--out", "out")
+    for number, step in ((signal.SIGTERM, 2), (signal.SIGINT, 7)):
+        process = start(tmp_path, *arguments)
+        wait_for_batch(process, tmp_path / "out", step)
+        process.send_signal(number)
+        text, _ = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert number.name in text and "The same command goes on" in text
+        assert "Traceback" not in text
+    done = run_script(SCRIPT, *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path / "out", uninterrupted)
+
+
+def test_a_second_signal_ends_at_once(data, tmp_path):
+    process = start(tmp_path, *FLAGS, *data, "--train-size", 512, "--out", "out")
+    for line in process.stdout:
+        if line.startswith("First val batch"):
+            break
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    for line in process.stdout:
+        if "again to end at once" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_another_configuration_is_refused_by_name(data, tmp_path):
+    process = start(tmp_path, *FLAGS, *data, "--out", "out")
+    wait_for_batch(process, tmp_path / "out", 2)
+    process.kill()
+    process.communicate()
+    done = run_script(SCRIPT, *FLAGS, *data, "--lr", 1, "--limit", 4, "--out", "out", cwd=tmp_path)
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2 and "lr was 0.001 and is 1.0" in last
+    assert "training rows was" in last and "epochs" not in last
+
+
+def test_the_time_limit_leaves_a_complete_submission(data, tmp_path):
+    """3000 epochs do not fit; what was promised for the end of the time is there."""
+    began = time.time()
+    done = run_script(SCRIPT, *FLAGS, *data, "--epochs", 3000, "--time-limit", 45 / 3600, "--out",
+                      "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Time limit: training ends in epoch" in done.stdout
+    assert time.time() - began < 45
+    assert len(pd.read_csv(tmp_path / "out" / "submission.csv")) == 2
+    assert (tmp_path / "out" / "last.pth").exists()  # there is more to train
+
+
+def test_the_reserve_grows_with_what_is_left_to_do(kernel):
+    base = kernel.seconds_to_finish(0.5, 100, 100)
+    assert base > 1.5 * 100 * (3 * 0.5 + 2 * 0.5)
+    assert kernel.seconds_to_finish(0.5, 100, 200) > base
+    assert kernel.seconds_to_finish(1.0, 100, 100) > base
