@@ -1,8 +1,8 @@
 """MAGICK alpha: train U2-NetP, predict the alpha channel of single-subject images."""
 
-import gc
 import sys
 import time
+import traceback
 from dataclasses import replace
 
 import torch
@@ -138,21 +138,20 @@ def main(argv=None):
     number after a signal."""
     settings = parse_settings(argv)
     relaunch(settings.gpus, settings.device)
-    status = 0
     try:
         run(settings)
         leave_group()
-    except UserError as error:
+    except (UserError, Interrupted) as error:
+        # Loaders that the error has left behind end their workers here, in order, not at exit.
+        traceback.clear_frames(error.__traceback__)
+        if isinstance(error, Interrupted):
+            log("Stopped. The same command goes on from here.")
+            return 128 + error.args[0]
         # A DataLoader worker's error arrives with the worker's traceback before its sentence.
         sentence = str(error).strip().rsplit("UserError: ", 1)[-1]
         print(f"error: {sentence}", file=sys.stderr)
-        status = 2
-    except Interrupted as interruption:
-        log("Stopped. The same command goes on from here.")
-        status = 128 + interruption.args[0]
-    # Loaders that an error has left behind end their workers here, in order, not at exit.
-    gc.collect()
-    return status
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
