@@ -92,8 +92,8 @@ class Settings:
         None, "prediction", "side of the network's input; default: the checkpoint's recipe, else "
         "--train-size", minimum=32, type=int)
     calibration: str = knob(
-        "auto", "prediction", "notebook: 1st percentile and gamma 1.3; auto: whichever of the two "
-        "has the lower validation MSE", choices=("auto", "notebook", "none"))
+        "auto", "prediction", "notebook: 1st percentile and gamma 1.3; auto: the checkpoint's own, "
+        "else the best on validation data of these and a fitted curve", choices=("auto", "notebook", "none"))
 
 
 def check_settings(settings):

@@ -39,12 +39,12 @@ class WholeLines:
         self.stream.flush()
 
 
-def progress(iterable, title, done=0):
+def progress(iterable, title, done=0, unit="batch"):
     """The iterable behind a progress bar; in a log file it is a line a minute.
 
     done: items that an earlier run has already seen to.
     """
-    bar = dict(desc=title, initial=done, total=done + len(iterable), disable=rank() > 0)
+    bar = dict(desc=title, initial=done, total=done + len(iterable), unit=unit, disable=rank() > 0)
     if sys.stderr.isatty():
         return tqdm(iterable, leave=False, dynamic_ncols=True, **bar)
     return tqdm(iterable, file=WholeLines(sys.stderr), ascii=True, ncols=80, mininterval=60,

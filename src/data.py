@@ -156,10 +156,32 @@ class ValidationSet(Dataset):
         return len(self.pairs)
 
     def __getitem__(self, index):
-        layers = [resized(layer, self.size) for layer in open_layers(*self.pairs[index])]
-        image, alpha = layers if len(layers) == 2 else recomposed(
-            *layers, self.pairs.photographs, np.random.default_rng(index))
-        return sample(image, alpha, self.pairs[index][0])
+        image, alpha = whole_pair(self.pairs, index)
+        return sample(
+            resized(image, self.size), resized(alpha, self.size), self.pairs[index][0])
+
+
+class ScoredSet(Dataset):
+    """Validation images as the network sees them, with the alpha in the image's own size."""
+
+    def __init__(self, pairs, size):
+        self.pairs, self.size = pairs, size
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        image, alpha = whole_pair(self.pairs, index)
+        return {"img": image_tensor(resized(image, self.size)), "path": self.pairs[index][0],
+                "truth": np.array(alpha)}
+
+
+def whole_pair(pairs, index):
+    """(RGB image, L alpha) of a row in full, an RGBA cut-out on the backdrop of its number."""
+    layers = open_layers(*pairs[index])
+    if len(layers) == 2:
+        return layers
+    return recomposed(*layers, pairs.photographs, np.random.default_rng(index))
 
 
 def sample(image, alpha, path):
@@ -207,9 +229,9 @@ class ShuffledEpochs(Sampler):
         return shard(np.resize(order, -(-self.length // world_size()) * world_size()))
 
 
-def validation_loader(pairs, size, batch_size, workers, device):
-    """Batches of this process's share of the pairs, whole and in order"""
-    share = Subset(ValidationSet(pairs, size), shard(range(len(pairs))))
+def share_loader(dataset, batch_size, workers, device):
+    """Batches of this process's share of a dataset, in order"""
+    share = Subset(dataset, shard(range(len(dataset))))
     return make_loader(share, batch_size, workers, device)
 
 

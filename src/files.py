@@ -1,8 +1,11 @@
 """Results that are never half written: a temporary name first, then moved into place."""
 
+import hashlib
 import os
 from contextlib import contextmanager
 from pathlib import Path
+
+import numpy as np
 
 
 @contextmanager
@@ -21,3 +24,11 @@ def replacing(path):
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def digest(arrays):
+    """A short text that tells one sequence of arrays from another."""
+    sha = hashlib.sha256()
+    for array in arrays:
+        sha.update(np.ascontiguousarray(array))
+    return sha.hexdigest()[:12]

@@ -4,6 +4,8 @@ import ctypes
 import os
 import random
 import sys
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -75,3 +77,18 @@ def keep_freed_memory():
 def worker_count(workers):
     """Decoding processes for `--workers`: as asked, else one a core and at most 4."""
     return min(4, os.cpu_count() or 1) if workers is None else workers
+
+
+def mapped_ahead(function, items, ahead=4):
+    """function(item) of each item, in order, computed by threads up to `ahead` items early.
+
+    No more than `ahead` results wait at a time, so memory stays flat however many items come.
+    """
+    with ThreadPoolExecutor(2) as pool:
+        waiting = deque()
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

@@ -5,7 +5,7 @@ import time
 import traceback
 from dataclasses import replace
 
-import torch
+import numpy as np
 
 from src.config import parse_settings
 from src.console import UserError, log, rank
@@ -14,12 +14,13 @@ from src.stopping import STARTED, Interrupted, StopWatch
 from src.inputs import BEST_CHECKPOINT, check_complete, find_inputs, is_empty, list_images
 from src.demo import demo_places, make_demo
 from src.hardware import amp_dtype, choose_device, prepare_machine, worker_count
-from src.data import read_pairs, validation_loader
+from src.data import read_pairs
 from src.u2netp import U2NETP
+from src.files import digest
 from src.checkpoint import read_checkpoint, write_checkpoint
 from src.training import LAST_CHECKPOINT, train
-from src.calibration import calibration_errors
-from src.prediction import predict_masks, validation_pairs
+from src.calibration import choose_calibration
+from src.prediction import predict_masks, predictor, validation_pairs
 from src.submission import merge_submission, write_shard
 from src.preview import save_submission_preview, save_validation_preview
 
@@ -61,17 +62,15 @@ def run(settings):
         metrics = train(model, train_pairs, val_pairs, settings, device, inputs.out, stop,
                         len(images))
         recipe = {}
-    model.to(device, memory_format=torch.channels_last)
+    fast = predictor(model, device)
 
     def validate(pairs):
-        loader = validation_loader(pairs, recipe["predict_size"], 1, workers, device)
-        return stop.guarded(validation_pairs(model, loader, device, dtype))
+        return stop.guarded(
+            validation_pairs(fast, pairs, recipe["predict_size"], device, dtype, workers))
 
     recipe["predict_size"] = (
         settings.predict_size or recipe.get("predict_size") or settings.train_size)
-    recipe["calibration"] = choose_calibration(
-        settings.calibration, recipe.get("calibration"),
-        validate(val_pairs) if val_pairs else ())
+    recipe.update(calibration_for(settings.calibration, recipe, val_pairs, validate))
     if training and rank() == 0:
         write_checkpoint(inputs.out / BEST_CHECKPOINT, model.state_dict(), recipe=recipe)
     if val_pairs:
@@ -79,9 +78,11 @@ def run(settings):
         if rank() == 0:
             save_validation_preview(shown, inputs.out / "preview" / "validation.png")
 
-    submission = inputs.out / "submission.csv"
-    masks = predict_masks(model, shard(images), recipe, device, dtype, workers)
-    write_shard(stop.guarded(masks), submission)
+    submission, share = inputs.out / "submission.csv", shard(images)
+    key = digest([*(t.cpu() for t in model.state_dict().values()),
+                  np.array([repr(recipe), str(dtype), *map(str, images)])])
+    write_shard(submission, key, [path.stem for path in share], lambda done: stop.guarded(
+        predict_masks(fast, share, recipe, device, dtype, workers, done)))
     wait_for_all()
     if rank() > 0:
         return
@@ -89,24 +90,26 @@ def run(settings):
     save_submission_preview(submission, inputs.out / "preview" / "submission.png")
     if len(metrics) == settings.epochs:
         (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
-    log(f"Wrote {submission}: {len(images)} rows, recipe {recipe}, "
+    summary = ", ".join(f"{k} {v}" for k, v in recipe.items() if k != "curve")
+    log(f"Wrote {submission}: {len(images)} rows, recipe: {summary}; "
         f"{time.time() - STARTED:.0f} s in all")
 
 
-def choose_calibration(wanted, stored, validation):
-    """Name of the calibration: the flag's, else the checkpoint's, else the better one on
-    validation data, else none."""
+def calibration_for(wanted, recipe, val_pairs, validate):
+    """The recipe's calibration: the flag's, else the checkpoint's, else what validation data
+    choose, else none."""
     if wanted != "auto":
-        return wanted
-    if stored:
-        return stored
-    errors = calibration_errors((prediction, truth) for _, prediction, truth, _ in validation)
-    if not errors:
+        return {"calibration": wanted}
+    if "calibration" in recipe:
+        return {}
+    if val_pairs is None:
         log("No validation data and no recipe: predictions are taken as they are")
-        return "none"
-    log("Validation MSE by calibration: "
+        return {"calibration": "none"}
+    chosen, errors = choose_calibration(
+        (prediction, truth) for _, prediction, truth, _ in validate(val_pairs))
+    log("Validation MSE at the images' own size, by calibration: "
         + ", ".join(f"{name} {mse:.6f}" for name, mse in errors.items()))
-    return min(errors, key=errors.get)
+    return chosen
 
 
 def show_demo(inputs, seed):

@@ -13,8 +13,10 @@ from PIL import Image
 from src.console import UserError, rank
 from src.distributed import world_size
 from src.files import replacing
+from src.hardware import mapped_ahead
 
 HEADER = ("filename", "image_utf")
+csv.field_size_limit(2**31 - 1)  # a mask is one field
 
 
 def encode_mask(mask):
@@ -32,12 +34,42 @@ def decode_mask(text):
         return np.asarray(image)
 
 
-def write_shard(masks, csv_path):
-    """Write this process's rows, from (name, uint8 mask [H,W]) pairs, beside the CSV to be."""
-    with replacing(shard_paths(csv_path)[rank()]) as part:
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerows((name, encode_mask(mask)) for name, mask in masks)
+def write_shard(csv_path, key, names, predict):
+    """Write this process's rows beside the CSV to be, going on where a killed run stopped.
+
+    key: a text that is the same only for the same masks; names: of this process's images in order;
+    predict: number of rows that are there already -> (name, uint8 mask [H,W]) of the others.
+    """
+    path = shard_paths(csv_path)[rank()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = whole_rows(path, key, names)
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if done is None:
+            file.truncate(0)
+            writer.writerow((key, ""))
+        rows = mapped_ahead(lambda item: (item[0], encode_mask(item[1])), predict(done or 0))
+        for row in rows:
+            writer.writerow(row)
+            file.flush()
+
+
+def whole_rows(path, key, names):
+    """How many rows of these names a killed run has left in its file, whatever comes after them
+    cut off; None when there is no file, or one of other masks."""
+    if not path.exists():
+        return None
+    with open(path, "r+b") as file:
+        if file.readline() != f"{key},\n".encode():
+            return None
+        done, end = 0, file.tell()
+        for line in file:
+            if done == len(names) or not line.endswith(b"\n") or next(
+                    csv.reader([line.decode("utf-8", "replace")]))[0] != names[done]:
+                break
+            done, end = done + 1, end + len(line)
+        file.truncate(end)
+    return done
 
 
 def shard_paths(csv_path):
@@ -49,20 +81,22 @@ def shard_paths(csv_path):
 def merge_submission(csv_path, paths):
     """Put the rows of all processes together in the order of the test images, and check them.
 
-    The file takes its place, and the shards go, only after the check; see check_submission.
+    The file takes its place only after the check; see check_submission.
     """
-    csv.field_size_limit(2**31 - 1)  # a mask is one field
     with ExitStack() as stack, replacing(csv_path) as part:
         with open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(HEADER)
             shards = [csv.reader(stack.enter_context(open(path, newline="", encoding="utf-8")))
                       for path in shard_paths(csv_path)]
+            for shard_rows in shards:
+                next(shard_rows)  # the key
             for rows in zip_longest(*shards):
                 writer.writerows(row for row in rows if row is not None)
+        # Here, so that rows which do not pass the check are not taken up again.
+        for path in shard_paths(csv_path):
+            path.unlink()
         check_submission(part, paths)
-    for path in shard_paths(csv_path):
-        path.unlink()
 
 
 def read_rows(csv_path):

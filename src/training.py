@@ -1,6 +1,5 @@
 """The training engine: exact resume, time limit, several GPUs, EMA, best checkpoint."""
 
-import hashlib
 import math
 import time
 from contextlib import nullcontext
@@ -17,11 +16,11 @@ from torch.utils.data import default_collate
 from src.augment import JointAugment
 from src.checkpoint import read_checkpoint, unpickled, write_checkpoint
 from src.console import UserError, log, progress, rank
-from src.data import ShuffledEpochs, TrainingSet, make_loader, validation_loader
+from src.data import ShuffledEpochs, TrainingSet, ValidationSet, make_loader, share_loader
 from src.distributed import (
     agree, average_buffers, merged, sum_over_processes, wait_for_all, world_size,
 )
-from src.files import replacing
+from src.files import digest, replacing
 from src.hardware import amp_dtype, autocast, worker_count
 from src.inputs import BEST_CHECKPOINT
 from src.losses import matte_loss, matte_mse
@@ -139,9 +138,10 @@ def train(model, train_pairs, val_pairs, settings, device, out, stop, test_count
     train_set = TrainingSet(train_pairs, augment, settings.seed)
     sampler = ShuffledEpochs(len(train_set), settings.seed)
     train_loader = make_loader(train_set, settings.train_batch, workers, device, sampler)
-    val_loader = validation_loader(val_pairs, size, settings.train_batch, workers, device)
+    val_set = ValidationSet(val_pairs, size)
+    val_loader = share_loader(val_set, settings.train_batch, workers, device)
     first_train = collated(train_set, islice(sampler, settings.train_batch))
-    first_val = collated(val_loader.dataset.dataset, range(min(4, len(val_pairs))))
+    first_val = collated(val_set, range(min(4, len(val_pairs))))
     describe_batch("train", first_train)
     describe_batch("val", first_val)
 
@@ -385,14 +385,6 @@ def resume(run, path, configuration):
     run.model.load_state_dict(content["model_state"])
     run.load_state_dict(content["training"])
     log(f"Continuing {path}: epoch {run.epoch}, {run.batch} batches done")
-
-
-def digest(arrays):
-    """A short text that tells one list of arrays from another."""
-    sha = hashlib.sha256()
-    for array in arrays:
-        sha.update(np.ascontiguousarray(array))
-    return sha.hexdigest()[:12]
 
 
 def seconds_per_image(model, batch, device, dtype):

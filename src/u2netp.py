@@ -93,6 +93,14 @@ class U2NETP(nn.Module):
         self.outconv = nn.Conv2d(6, 1, 1)
 
     def forward(self, x):
+        return tuple(torch.sigmoid(logits) for logits in self.logits(x))
+
+    def matte(self, x):
+        """d0 alone, [B,1,H,W] in [0,1]: for prediction, which has no use for the side maps."""
+        return torch.sigmoid(self.logits(x)[0])
+
+    def logits(self, x):
+        """The seven maps before their sigmoid"""
         levels = [self.stage1(x)]
         for number in range(2, 7):
             levels.append(getattr(self, f"stage{number}")(halve(levels[-1])))
@@ -106,4 +114,4 @@ class U2NETP(nn.Module):
             for number, feature in enumerate(reversed(decoded), 1)
         ]
         fused = self.outconv(torch.cat(sides, dim=1))
-        return tuple(torch.sigmoid(logits) for logits in (fused, *sides))
+        return fused, *sides

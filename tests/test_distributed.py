@@ -100,7 +100,7 @@ def test_two_processes_write_what_one_writes(data, tmp_path):
     kernel = load_modules()
     model, cpu = kernel.U2NETP(), torch.device("cpu")
     model.load_state_dict(kernel.read_checkpoint(best).model_state)
-    loader = kernel.validation_loader(kernel.read_pairs(data[3]), 64, 1, 0, cpu)
+    loader = kernel.share_loader(kernel.ValidationSet(kernel.read_pairs(data[3]), 64), 1, 0, cpu)
     mse = kernel.evaluate(model, loader, cpu, None, kernel.StopWatch())[1]
     assert mse == pytest.approx(pd.read_csv(tmp_path / "two" / "metrics.csv").val_mse.min(), 1e-4)
 

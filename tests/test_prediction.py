@@ -10,15 +10,70 @@ CPU = torch.device("cpu")
 class EchoRed(torch.nn.Module):
     """A network whose matte is the red channel."""
 
-    def forward(self, x):
-        return (x[:, :1] / 2 + 0.5,) * 7
+    def matte(self, x):
+        return x[:, :1] / 2 + 0.5
+
+
+def trained(kernel):
+    """A network whose batch norms have seen something."""
+    torch.manual_seed(0)
+    model = kernel.U2NETP().train()
+    for _ in range(3):
+        model(torch.rand(2, 3, 64, 64) * 2 - 1)
+    return model.eval()
+
+
+@pytest.mark.parametrize("size", [64, 97])
+def test_the_predictor_predicts_what_the_network_does(kernel, size):
+    model = trained(kernel)
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    images = torch.rand(2, 3, size, size) * 2 - 1
+    fast = kernel.predict_alpha(kernel.predictor(model, CPU), images, CPU)
+    with torch.no_grad():
+        assert (fast - model(images)[0]).abs().max() < 1e-5
+        assert torch.equal(model.matte(images), model(images)[0])
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, state[key])  # the network itself stays as it was
+
+
+def test_validation_compares_at_the_images_own_size(kernel, small_data):
+    pairs = kernel.read_pairs(small_data.val)
+    rows = list(kernel.validation_pairs(kernel.predictor(trained(kernel), CPU), pairs, 48, CPU))
+    assert [row[3] for row in rows] == [pairs[0][0], pairs[1][0]]
+    for image, prediction, truth, _ in rows:
+        assert image.shape == (3, 48, 48) and prediction.shape == truth.shape == (96, 96)
+    alpha = kernel.open_image(pairs[1][1], "L")
+    assert np.array_equal(rows[1][2], np.asarray(alpha, np.float32) / 255)
+
+
+def test_done_images_are_left_out(kernel, small_data):
+    paths = kernel.list_images(small_data.test)
+    recipe = {"predict_size": 32, "calibration": "none"}
+    model = kernel.predictor(trained(kernel), CPU)
+    whole = list(kernel.predict_masks(model, paths, recipe, CPU))
+    rest = list(kernel.predict_masks(model, paths, recipe, CPU, done=2))
+    assert len(rest) == 1 and rest[0][0] == "a.b" and np.array_equal(rest[0][1], whole[2][1])
+
+
+def test_mapping_ahead_keeps_order_and_bounds(kernel):
+    taken = []
+
+    def items():
+        for number in range(50):
+            taken.append(number)
+            yield number
+
+    for count, value in enumerate(kernel.mapped_ahead(lambda x: x * x, items(), ahead=3), 1):
+        assert value == (count - 1) ** 2 and len(taken) <= count + 3
+    assert count == 50
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_masks_have_their_images_names_sizes_and_order(kernel, small_data, workers):
     paths = kernel.list_images(small_data.test)
     recipe = {"predict_size": 32, "calibration": "none"}
-    masks = list(kernel.predict_masks(kernel.U2NETP(), paths, recipe, CPU, workers=workers))
+    masks = list(kernel.predict_masks(
+        kernel.predictor(kernel.U2NETP(), CPU), paths, recipe, CPU, workers=workers))
     assert [name for name, _ in masks] == ["2", "10", "a.b"]
     assert [mask.shape for _, mask in masks] == [(64, 64), (40, 50), (90, 33)]
     assert all(mask.dtype == np.uint8 for _, mask in masks)
@@ -60,7 +115,7 @@ def test_resizing_keeps_constants_and_range(kernel, width, height):
 
 
 def test_predictions_run_in_bf16_too(kernel):
-    model = kernel.U2NETP().eval()
+    model = kernel.predictor(trained(kernel), CPU)
     images = torch.rand(1, 3, 64, 64) * 2 - 1
     full = kernel.predict_alpha(model, images, CPU)
     mixed = kernel.predict_alpha(model, images, CPU, torch.bfloat16)

@@ -25,7 +25,7 @@ def written(tmp_path):
 
 
 def write(kernel, masks, paths, csv):
-    kernel.write_shard(masks, csv)
+    kernel.write_shard(csv, "key", [path.stem for path in paths], lambda done: masks)
     kernel.merge_submission(csv, paths)
 
 
@@ -68,14 +68,49 @@ def test_what_is_no_mask_does_not_decode(kernel, text):
         kernel.decode_mask(text)
 
 
+def broken_after(masks, count):
+    yield from masks[:count]
+    raise MemoryError
+
+
 def test_a_failure_on_the_way_leaves_the_older_submission(kernel, written):
     masks, paths, csv = written
     csv.write_text("older")
-
-    def broken():
-        yield masks[0]
-        raise MemoryError
-
     with pytest.raises(MemoryError):
-        write(kernel, broken(), paths, csv)
-    assert csv.read_text() == "older" and len(os.listdir(csv.parent)) == 2
+        write(kernel, broken_after(masks, 1), paths, csv)
+    assert csv.read_text() == "older"
+
+
+@pytest.mark.parametrize("damage", [lambda rows: rows, lambda rows: rows[:-20],
+                                    lambda rows: rows[:20], lambda rows: rows + b"a.b,iVBORw0"])
+def test_a_killed_prediction_goes_on_where_it_stopped(kernel, written, damage):
+    masks, paths, csv = written
+    names = [path.stem for path in paths]
+    with pytest.raises(MemoryError):
+        kernel.write_shard(csv, "key", names, lambda done: broken_after(masks, 1))
+    (shard,) = kernel.shard_paths(csv)
+    shard.write_bytes(damage(b"key,\n1," + kernel.encode_mask(masks[0][1]).encode() + b"\n"))
+    whole = damage(b"x" * 1000) in (b"x" * 1000, b"x" * 1000 + b"a.b,iVBORw0")
+    starts = []
+
+    def rest(done):
+        starts.append(done)
+        return masks[done:]
+
+    kernel.write_shard(csv, "key", names, rest)
+    assert starts == [1 if whole else 0]
+    kernel.merge_submission(csv, paths)
+    resumed = csv.read_bytes()
+    write(kernel, masks, paths, csv)
+    assert csv.read_bytes() == resumed
+
+
+def test_rows_of_other_masks_are_not_taken_up(kernel, written):
+    masks, paths, csv = written
+    names = [path.stem for path in paths]
+    kernel.write_shard(csv, "one", names, lambda done: masks)
+    starts = []
+    kernel.write_shard(csv, "other", names, lambda done: starts.append(done) or masks)
+    assert starts == [0]
+    kernel.merge_submission(csv, paths)
+    assert len(pd.read_csv(csv)) == 2

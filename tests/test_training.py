@@ -47,10 +47,10 @@ def test_it_learns_and_keeps_the_best(kernel, small_data, tmp_path, capsys):
 
 def test_the_reported_validation_mse_is_the_best_models(kernel, small_data, tmp_path):
     model, metrics = train(kernel, small_data, tmp_path)
-    loader = kernel.validation_loader(kernel.read_pairs(small_data.val), 64, 1, 0, CPU)
-    errors = [np.square(p - t).mean() for _, p, t, _ in
-              kernel.validation_pairs(model, loader, CPU)]
-    assert np.mean(errors) == pytest.approx(min(m["val_mse"] for m in metrics), rel=1e-4)
+    loader = kernel.share_loader(
+        kernel.ValidationSet(kernel.read_pairs(small_data.val), 64), 1, 0, CPU)
+    mse = kernel.evaluate(model, loader, CPU, None, kernel.StopWatch())[1]
+    assert mse == pytest.approx(min(m["val_mse"] for m in metrics), rel=1e-4)
 
 
 def test_workers_do_not_change_the_weights(kernel, small_data, tmp_path):
