@@ -92,12 +92,12 @@ def choose_calibration(pairs):
     folds, counts = (sum_over_processes(torch.from_numpy(x)).numpy() for x in (folds, counts))
     whole, images = folds.sum(axis=0), counts.sum()
     errors = {
-        "none": curve_error(np.linspace(0, 1, LEVELS), whole) / images,
+        "none": curve_error(np.linspace(0, 1, LEVELS), whole) / float(images),
         "notebook": float(np.mean(merged(notebook))),
     }
     if images >= FOLDS:
         errors["fitted"] = sum(
-            curve_error(fit_curve(whole - fold), fold) for fold in folds) / images
+            curve_error(fit_curve(whole - fold), fold) for fold in folds) / float(images)
     best = min(errors, key=errors.get)
     recipe = {"calibration": best}
     if best == "fitted":

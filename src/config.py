@@ -90,7 +90,10 @@ class Settings:
 
     predict_size: int | None = knob(
         None, "prediction", "side of the network's input; default: the checkpoint's recipe, else "
-        "--train-size", minimum=32, type=int)
+        "what is best on validation data, near --train-size", minimum=32, type=int)
+    predict_budget: float | None = knob(
+        None, "prediction", "seconds an image that the recipe chosen on validation data may take; "
+        "default: no limit", minimum=0.0, type=float)
     calibration: str = knob(
         "auto", "prediction", "notebook: 1st percentile and gamma 1.3; auto: the checkpoint's own, "
         "else the best on validation data of these and a fitted curve", choices=("auto", "notebook", "none"))

@@ -162,7 +162,7 @@ class ValidationSet(Dataset):
 
 
 class ScoredSet(Dataset):
-    """Validation images as the network sees them, with the alpha in the image's own size."""
+    """Validation images as the network sees them, with image and alpha in their own size."""
 
     def __init__(self, pairs, size):
         self.pairs, self.size = pairs, size
@@ -173,7 +173,7 @@ class ScoredSet(Dataset):
     def __getitem__(self, index):
         image, alpha = whole_pair(self.pairs, index)
         return {"img": image_tensor(resized(image, self.size)), "path": self.pairs[index][0],
-                "truth": np.array(alpha)}
+                "full": np.array(image), "truth": np.array(alpha)}
 
 
 def whole_pair(pairs, index):
@@ -190,7 +190,7 @@ def sample(image, alpha, path):
 
 
 class TestSet(Dataset):
-    """Test images, resized to size x size, with what their masks need: name and (width, height)."""
+    """Test images as the network sees them, with name and pixels, uint8 [H,W,3] of any size."""
 
     __test__ = False  # a data set, not a test for pytest to collect
 
@@ -204,7 +204,7 @@ class TestSet(Dataset):
         path = self.paths[index]
         image = open_image(path, "RGB")
         return {"img": image_tensor(resized(image, self.size)), "path": path.name,
-                "size": image.size}
+                "full": np.array(image)}
 
 
 class ShuffledEpochs(Sampler):

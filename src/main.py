@@ -19,8 +19,9 @@ from src.u2netp import U2NETP
 from src.files import digest
 from src.checkpoint import read_checkpoint, write_checkpoint
 from src.training import LAST_CHECKPOINT, train
-from src.calibration import choose_calibration
+from src.calibration import calibration_of, choose_calibration
 from src.prediction import predict_masks, predictor, validation_pairs
+from src.recipe import UNTRIED, candidate_sizes, choose_recipe
 from src.submission import merge_submission, write_shard
 from src.preview import save_submission_preview, save_validation_preview
 
@@ -65,16 +66,23 @@ def run(settings):
     fast = predictor(model, device)
 
     def validate(pairs):
-        return stop.guarded(
-            validation_pairs(fast, pairs, recipe["predict_size"], device, dtype, workers))
+        return stop.guarded(validation_pairs(fast, pairs, recipe, device, dtype, workers))
 
-    recipe["predict_size"] = (
-        settings.predict_size or recipe.get("predict_size") or settings.train_size)
+    size = settings.predict_size or recipe.get("predict_size") or settings.train_size
+    if "refine" not in recipe and val_pairs:
+        sizes = [size] if settings.predict_size else candidate_sizes(size)
+        recipe.update(choose_recipe(
+            fast, val_pairs, sizes, settings.predict_budget, device, dtype, workers))
+    recipe = {**UNTRIED, "predict_size": size, **recipe}
+    if settings.predict_size:
+        recipe["predict_size"] = settings.predict_size
     recipe.update(calibration_for(settings.calibration, recipe, val_pairs, validate))
     if training and rank() == 0:
         write_checkpoint(inputs.out / BEST_CHECKPOINT, model.state_dict(), recipe=recipe)
     if val_pairs:
-        shown = merged(list(validate(val_pairs.first(PREVIEWS))))
+        calibrate = calibration_of(recipe)
+        shown = merged([(image, calibrate(prediction), truth, path) for
+                        image, prediction, truth, path in validate(val_pairs.first(PREVIEWS))])
         if rank() == 0:
             save_validation_preview(shown, inputs.out / "preview" / "validation.png")
 

@@ -12,6 +12,7 @@ from src.calibration import calibration_of
 from src.console import progress
 from src.data import ScoredSet, TestSet, make_loader, share_loader
 from src.hardware import autocast, mapped_ahead
+from src.refinement import refine
 from src.u2netp import ConvNormReLU
 
 
@@ -37,6 +38,11 @@ def predict_alpha(model, images, device, dtype=None):
         return model.matte(images).float().cpu()
 
 
+def mirrored_alpha(model, images, device, dtype=None):
+    """The prediction for the mirrored images, mirrored back; arguments as of predict_alpha"""
+    return predict_alpha(model, images.flip(3), device, dtype).flip(3)
+
+
 def resize_alpha(alpha, width, height):
     """alpha, float32 [B,1,h,w] -> [B,1,height,width] in [0,1]; bicubic, antialiased downwards."""
     if alpha.shape[2:] == (height, width):
@@ -46,42 +52,65 @@ def resize_alpha(alpha, width, height):
     ).clamp(0, 1)
 
 
+def at_full_size(alpha, small, full, refined):
+    """The alpha of one image, float32 [1,1,h,w], as an array [H,W] in [0,1] of the image's size.
+
+    small: float32 [1,3,h,w] in [-1,1]; full: uint8 [1,H,W,3]. `refined` lets edges follow the
+    image; it does nothing where the image is not larger than the network's input.
+    """
+    height, width = full.shape[1:3]
+    if refined and height > alpha.shape[2] and width > alpha.shape[3]:
+        guide = full.permute(0, 3, 1, 2).float() / 255
+        return refine(alpha, (small + 1) / 2, guide)[0, 0].numpy()
+    return resize_alpha(alpha, width, height)[0, 0].numpy()
+
+
 def to_uint8(alpha):
     """float [H,W] in [0,1] -> uint8, rounded: truncating would lose half a level everywhere."""
     return np.rint(alpha * 255).astype(np.uint8)
 
 
+def full_alphas(model, loader, recipe, device, dtype, title, done=0):
+    """Yields (batch, alpha [H,W] in [0,1]) of each image of a loader, before calibration.
+
+    Loader workers decode ahead, and threads bring the alphas to full size behind the network, so
+    that it need not wait.
+    """
+    def small_alphas():
+        for batch in progress(loader, title, done, "image"):
+            alpha = predict_alpha(model, batch["img"], device, dtype)
+            if recipe["flip"]:
+                alpha = (alpha + mirrored_alpha(model, batch["img"], device, dtype)) / 2
+            yield batch, alpha
+
+    def finish(item):
+        batch, alpha = item
+        return batch, at_full_size(alpha, batch["img"], batch["full"], recipe["refine"])
+
+    yield from mapped_ahead(finish, small_alphas())
+
+
 def predict_masks(model, paths, recipe, device, dtype=None, workers=0, done=0):
     """Yields (file name without its last extension, uint8 mask [H,W] of the image's own size).
 
-    model: what `predictor` returns; recipe: {"predict_size": side of the network's input,
-    "calibration": see calibration_of}. The first `done` paths are left out. Loader workers decode
-    ahead and threads finish the masks behind the network, so that it need not wait.
+    model: what `predictor` returns; recipe: {"predict_size": side of the network's input, "flip":
+    average with the mirrored image, "refine": see at_full_size, "calibration": see
+    calibration_of}. The first `done` paths are left out.
     """
     calibrate = calibration_of(recipe)
     loader = make_loader(TestSet(paths[done:], recipe["predict_size"]), 1, workers, device)
-
-    def finish(item):
-        path, width, height, alpha = item
-        return path.stem, to_uint8(calibrate(resize_alpha(alpha, width, height)[0, 0].numpy()))
-
-    def alphas():
-        for batch, path in zip(progress(loader, "predict", done, "image"), paths[done:]):
-            width, height = (int(side) for side in batch["size"])
-            yield path, width, height, predict_alpha(model, batch["img"], device, dtype)
-
-    yield from mapped_ahead(finish, alphas())
+    alphas = full_alphas(model, loader, recipe, device, dtype, "predict", done)
+    for path, (_, alpha) in zip(paths[done:], alphas):
+        yield path.stem, to_uint8(calibrate(alpha))
 
 
-def validation_pairs(model, pairs, size, device, dtype=None, workers=0):
+def validation_pairs(model, pairs, recipe, device, dtype=None, workers=0):
     """Yields (image, prediction, truth, path) of this process's share of the validation rows.
 
-    image: float32 [3,size,size] in [-1,1]; prediction and truth: float32 arrays [H,W] in [0,1], of
-    the image's own size, where the competition compares them.
+    image: float32 [3,size,size] in [-1,1]; prediction, before calibration, and truth: float32
+    arrays [H,W] in [0,1], of the image's own size, where the competition compares them.
     """
-    loader = share_loader(ScoredSet(pairs, size), 1, workers, device)
-    for batch in progress(loader, "predict val", unit="image"):
-        truth = batch["truth"][0].numpy()
-        height, width = truth.shape
-        alpha = resize_alpha(predict_alpha(model, batch["img"], device, dtype), width, height)
-        yield batch["img"][0], alpha[0, 0].numpy(), truth.astype(np.float32) / 255, batch["path"][0]
+    loader = share_loader(ScoredSet(pairs, recipe["predict_size"]), 1, workers, device)
+    for batch, alpha in full_alphas(model, loader, recipe, device, dtype, "predict val"):
+        truth = batch["truth"][0].numpy().astype(np.float32) / 255
+        yield batch["img"][0], alpha, truth, batch["path"][0]

@@ -55,11 +55,10 @@ class Run:
         self.parallel = self.model
         if world_size() > 1:
             # Batch norms see their own card's crops only: synchronising 112 of them in every step
-            # costs more than it gives at these batch sizes. Their running statistics are averaged
-            # over the cards before they are used.
+            # costs more than it gives at these batch sizes. Their running statistics are the first
+            # card's, and the mean of all cards' where an epoch ends.
             self.parallel = DistributedDataParallel(
-                self.model, device_ids=[device] if device.type == "cuda" else None,
-                broadcast_buffers=False)
+                self.model, device_ids=[device] if device.type == "cuda" else None)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
         if settings.schedule == "cosine":
@@ -76,7 +75,10 @@ class Run:
         self.ema = None
         if settings.ema:
             decay = 0.5 ** (settings.train_batch * world_size() / settings.ema)
-            self.ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
+            # The batch norms' statistics are averaged too: of batches of 4 they jump about so much
+            # that the validation MSE changes by half when the weights hardly change at all.
+            self.ema = AveragedModel(
+                model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
         self.epoch, self.batch, self.best, self.metrics = 1, 0, math.inf, []
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
 
@@ -297,8 +299,13 @@ class NonFiniteGuard:
         self.run, self.noted = run, []
         self.keep()
 
+    def buffers(self):
+        """The statistics of the network and of its moving average"""
+        models = [self.run.model] if self.run.ema is None else [self.run.model, self.run.ema.module]
+        return [buffer for model in models for buffer in model.buffers()]
+
     def keep(self):
-        self.kept = [buffer.clone() for buffer in self.run.model.buffers()]
+        self.kept = [buffer.clone() for buffer in self.buffers()]
 
     def note(self, loss, paths):
         self.noted.append((torch.isfinite(loss), paths))
@@ -309,7 +316,7 @@ class NonFiniteGuard:
             return
         finite = torch.stack([flag for flag, _ in self.noted]).tolist()
         if not all(finite):
-            for buffer, kept in zip(self.run.model.buffers(), self.kept):
+            for buffer, kept in zip(self.buffers(), self.kept):
                 buffer.copy_(kept)
         for is_finite, (_, paths) in zip(finite, self.noted):
             self.run.non_finite = 0 if is_finite else self.run.non_finite + 1
@@ -397,14 +404,17 @@ def seconds_per_image(model, batch, device, dtype):
 
 
 def seconds_to_finish(val_seconds, val_count, test_count):
-    """What must be left when training ends: two validations and a calibration, the prediction
-    with its decoding and encoding, half as much again for safety, and half a minute.
+    """What must be left when training ends: two validations, the choice of a recipe (at two sizes,
+    with and without mirroring), a calibration and the prediction (at the dearest recipe, with
+    decoding and encoding), half as much again for safety, and half a minute.
 
     val_seconds: a validation image's share of the time, all processes together.
     """
-    validation = 3 * val_count * val_seconds
-    prediction = test_count * (2 * val_seconds + 0.1 / world_size())
-    return 1.5 * (validation + prediction) + 30
+    overhead = 0.2 / world_size()
+    recipes = min(val_count, 64) * (6 * val_seconds + 4 * overhead)
+    calibration = val_count * (4 * val_seconds + overhead)
+    prediction = test_count * (4 * val_seconds + overhead)
+    return 1.5 * (2 * val_count * val_seconds + recipes + calibration + prediction) + 30
 
 
 def collated(dataset, keys):

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+import build
 from src.hardware import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,12 +23,11 @@ keep_freed_memory()  # as every run of the kernel does; the suite takes half the
 
 
 def load_modules():
-    """Every top-level name of src/*.py in one namespace, as build.py promises they can live."""
+    """Every top-level name of the bundled modules in one namespace, as they live in the bundle."""
     names = {}
-    for path in sorted((ROOT / "src").glob("*.py")):
-        if path.stem not in ("__init__", "import_onnx"):
-            module = importlib.import_module(f"src.{path.stem}")
-            names.update({k: v for k, v in vars(module).items() if not k.startswith("__")})
+    for each in build.order_modules(ROOT, {}):
+        module = importlib.import_module(f"src.{each.name}")
+        names.update({k: v for k, v in vars(module).items() if not k.startswith("__")})
     return SimpleNamespace(**names)
 
 

@@ -133,7 +133,8 @@ def test_alpha_of_another_size_is_resized_and_of_another_shape_refused(kernel, t
 def test_test_images_come_with_name_and_original_size(kernel, small_data):
     data = kernel.TestSet(kernel.list_images(small_data.test), 64)
     item = data[1]
-    assert (item["path"], item["size"], item["img"].shape) == ("10.png", (50, 40), (3, 64, 64))
+    assert (item["path"], item["full"].shape, item["img"].shape) == (
+        "10.png", (40, 50, 3), (3, 64, 64))
 
 
 def cut_outs(folder, rows):

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 CPU = torch.device("cpu")
+PLAIN = {"predict_size": 32, "flip": False, "refine": False, "calibration": "none"}
 
 
 class EchoRed(torch.nn.Module):
@@ -38,7 +39,8 @@ def test_the_predictor_predicts_what_the_network_does(kernel, size):
 
 def test_validation_compares_at_the_images_own_size(kernel, small_data):
     pairs = kernel.read_pairs(small_data.val)
-    rows = list(kernel.validation_pairs(kernel.predictor(trained(kernel), CPU), pairs, 48, CPU))
+    rows = list(kernel.validation_pairs(
+        kernel.predictor(trained(kernel), CPU), pairs, {**PLAIN, "predict_size": 48}, CPU))
     assert [row[3] for row in rows] == [pairs[0][0], pairs[1][0]]
     for image, prediction, truth, _ in rows:
         assert image.shape == (3, 48, 48) and prediction.shape == truth.shape == (96, 96)
@@ -48,7 +50,7 @@ def test_validation_compares_at_the_images_own_size(kernel, small_data):
 
 def test_done_images_are_left_out(kernel, small_data):
     paths = kernel.list_images(small_data.test)
-    recipe = {"predict_size": 32, "calibration": "none"}
+    recipe = PLAIN
     model = kernel.predictor(trained(kernel), CPU)
     whole = list(kernel.predict_masks(model, paths, recipe, CPU))
     rest = list(kernel.predict_masks(model, paths, recipe, CPU, done=2))
@@ -71,7 +73,7 @@ def test_mapping_ahead_keeps_order_and_bounds(kernel):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_masks_have_their_images_names_sizes_and_order(kernel, small_data, workers):
     paths = kernel.list_images(small_data.test)
-    recipe = {"predict_size": 32, "calibration": "none"}
+    recipe = PLAIN
     masks = list(kernel.predict_masks(
         kernel.predictor(kernel.U2NETP(), CPU), paths, recipe, CPU, workers=workers))
     assert [name for name, _ in masks] == ["2", "10", "a.b"]
@@ -83,7 +85,7 @@ def test_at_the_images_own_size_nothing_is_lost(kernel, small_data):
     """The mask is the matte of the pixels themselves, to the last level."""
     path = small_data.test / "2.png"
     masks = kernel.predict_masks(
-        EchoRed(), [path], {"predict_size": 64, "calibration": "none"}, CPU)
+        EchoRed(), [path], {**PLAIN, "predict_size": 64}, CPU)
     red = np.asarray(kernel.open_image(path, "RGB"))[..., 0]
     assert np.array_equal(next(masks)[1], red)
 
@@ -98,7 +100,7 @@ def test_the_recipes_calibration_is_applied(kernel, small_data):
     path = small_data.test / "10.png"
     plain, stretched = (
         next(kernel.predict_masks(EchoRed(), [path],
-                                  {"predict_size": 64, "calibration": name}, CPU))[1]
+                                  {**PLAIN, "predict_size": 64, "calibration": name}, CPU))[1]
         for name in ("none", "notebook"))
     assert stretched.min() == 0 and (stretched <= plain).all() and (stretched < plain).any()
 
@@ -120,3 +122,50 @@ def test_predictions_run_in_bf16_too(kernel):
     full = kernel.predict_alpha(model, images, CPU)
     mixed = kernel.predict_alpha(model, images, CPU, torch.bfloat16)
     assert mixed.dtype == torch.float32 and (full - mixed).abs().max() < 0.05
+
+
+def test_mirroring_averages_with_the_mirrored_image(kernel, small_data):
+    """A network that answers with a ramp from left to right: with its mirror image, one half."""
+    class Ramp(torch.nn.Module):
+        def matte(self, x):
+            return torch.linspace(0, 1, x.shape[3]).expand(len(x), 1, *x.shape[2:])
+
+    path = [small_data.test / "2.png"]
+    masks = {flip: next(kernel.predict_masks(
+        Ramp(), path, {**PLAIN, "predict_size": 64, "flip": flip}, CPU))[1] for flip in (0, 1)}
+    assert masks[0][0, 0] == 0 and masks[0][0, -1] == 255
+    assert (np.abs(masks[1].astype(int) - 127.5) < 1).all()
+
+
+def test_refinement_is_for_images_larger_than_the_input_only(kernel):
+    alpha, small = torch.rand(1, 1, 64, 64), torch.rand(1, 3, 64, 64) * 2 - 1
+    full = torch.randint(0, 256, (1, 64, 64, 3), dtype=torch.uint8)
+    same = kernel.at_full_size(alpha, small, full, refined=True)
+    assert np.array_equal(same, alpha[0, 0])
+    full = torch.randint(0, 256, (1, 130, 140, 3), dtype=torch.uint8)
+    plain, refined = (kernel.at_full_size(alpha, small, full, flag) for flag in (False, True))
+    assert plain.shape == refined.shape == (130, 140) and not np.array_equal(plain, refined)
+
+
+def test_the_recipe_of_the_lowest_error_is_chosen_within_the_budget(kernel, small_data, capsys):
+    """The validation images are soft discs and the network is told so by the red channel, at full
+    strength only in mirrored images."""
+    class SeesMirrored(torch.nn.Module):
+        calls = 0
+
+        def matte(self, x):
+            self.calls += 1
+            return (x[:, :1] > 0.5).float() * (1.0 if self.calls % 2 == 0 else 0.5)
+
+    pairs = kernel.read_pairs(small_data.val)
+    chosen = kernel.choose_recipe(SeesMirrored(), pairs, [64], None, CPU)
+    assert chosen["predict_size"] == 64 and chosen["flip"] is True
+    table = capsys.readouterr().out
+    assert table.count("chosen") == 1 and len(table.splitlines()) == 5
+    cheap = kernel.choose_recipe(SeesMirrored(), pairs, [64], 1e-9, CPU)
+    assert "No recipe fits" in capsys.readouterr().out and cheap["flip"] is False
+
+
+def test_candidate_sizes_fit_the_network(kernel):
+    assert kernel.candidate_sizes(320) == [320, 384]
+    assert kernel.candidate_sizes(256) == [256, 320]

@@ -108,7 +108,7 @@ def test_cosine_steps_with_every_batch(kernel, small_data, tmp_path):
 
 def run_of(kernel, **changes):
     torch.manual_seed(0)
-    settings = settings_for(kernel, train_batch=4, ema=0, **changes)
+    settings = settings_for(kernel, **{"train_batch": 4, "ema": 0, **changes})
     run = kernel.Run(kernel.U2NETP(), settings, CPU, steps_per_epoch=3)
     run.model.train()
     return run
@@ -145,11 +145,12 @@ def test_gradients_are_clipped(kernel):
 
 
 def test_a_step_that_is_not_finite_changes_nothing(kernel):
-    run = run_of(kernel)
+    run = run_of(kernel, ema=8)
     guard = kernel.NonFiniteGuard(run)
     guard.note(kernel.train_step(run, batch_of(1)), ["a.png"])
     guard.check()
     before = {k: v.clone() for k, v in run.model.state_dict().items()}
+    average = {k: v.clone() for k, v in run.ema.module.state_dict().items()}
     totals = run.totals.clone()
     poisoned = batch_of(2)
     poisoned["mask"][0, 0, 0, 0] = float("nan")
@@ -159,6 +160,8 @@ def test_a_step_that_is_not_finite_changes_nothing(kernel):
         guard.check()
     for key, value in run.model.state_dict().items():
         assert torch.equal(value, before[key]), key
+    for key, value in run.ema.module.state_dict().items():
+        assert torch.allclose(value, average[key], atol=1e-6), key
     assert torch.equal(run.totals, totals)
     guard.note(kernel.train_step(run, batch_of(3)), ["c.png"])
     guard.check()

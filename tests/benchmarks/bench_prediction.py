@@ -1,0 +1,173 @@
+"""Prediction from file to CSV row: the notebook's own loop against ours, same weights and images.
+
+    python tests/benchmarks/bench_prediction.py --checkpoint u2netp.pth --test-root FOLDER \\
+        [--answers FOLDER]
+
+Three systems, each in processes of its own (memory settings are the process's), in turns: the
+notebook's loop at 1024 with its calibration; ours with the same size and calibration; ours with
+the checkpoint's recipe, or the default one. Seconds an image, peak memory for 10 and 100 images,
+the largest difference between the masks of the first two, and, given the true alphas, the MSE.
+"""
+
+import argparse
+import base64
+import io
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from src.checkpoint import read_checkpoint  # noqa: E402
+from src.hardware import prepare_machine, worker_count  # noqa: E402
+from src.inputs import list_images  # noqa: E402
+from src.prediction import predict_masks, predictor  # noqa: E402
+from src.recipe import UNTRIED  # noqa: E402
+from src.submission import decode_mask, merge_submission, write_shard  # noqa: E402
+from src.u2netp import U2NETP  # noqa: E402
+
+TURNS = 2
+AS_NOTEBOOK = {"predict_size": 1024, "flip": False, "refine": False, "calibration": "notebook"}
+
+
+class NotebookSet(Dataset):
+    """The notebook's TestImageDataset, re-told."""
+
+    def __init__(self, paths):
+        self.paths = paths
+        self.transform = transforms.Compose([
+            transforms.Resize((1024, 1024), transforms.InterpolationMode.BILINEAR),
+            transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
+
+    def __len__(self):
+        return len(self.paths)
+
+    def __getitem__(self, index):
+        image = Image.open(self.paths[index]).convert("RGB")
+        return {"path": self.paths[index].name, "img": self.transform(image)}
+
+
+def notebook(model, paths, csv):
+    """The notebook's prediction cell, re-told."""
+    model.eval()
+    rows = []
+    with torch.no_grad():
+        for batch in DataLoader(NotebookSet(paths), batch_size=1):
+            alpha = model(batch["img"])[0][0, 0].numpy().astype(np.float32)
+            level = np.percentile(alpha, 1)
+            alpha = np.clip((alpha - level) / (1.0 - level + 1e-6), 0, 1) ** 1.3
+            buffer = io.BytesIO()
+            Image.fromarray((alpha * 255).astype(np.uint8)).save(buffer, format="PNG")
+            rows.append({"filename": batch["path"][0].split(".")[0],
+                         "image_utf": base64.b64encode(buffer.getvalue()).decode()})
+    pd.DataFrame(rows).to_csv(csv, index=False)
+
+
+def ours(model, paths, csv, recipe):
+    """What main.py does between the checkpoint and the finished submission.csv."""
+    cpu = torch.device("cpu")
+    prepare_machine(0)
+    fast = predictor(model, cpu)
+    write_shard(csv, "benchmark", [path.stem for path in paths], lambda done: predict_masks(
+        fast, paths, recipe, cpu, workers=worker_count(None), done=done))
+    merge_submission(csv, paths)
+
+
+SYSTEMS = ("notebook", "ours at 1024", "our recipe")
+
+
+def measure(system, checkpoint, paths, csv):
+    """{"seconds": an image, "peak": MB} of one system in this process, workers included."""
+    content = read_checkpoint(checkpoint)
+    model = U2NETP()
+    model.load_state_dict(content.model_state)
+    began = time.perf_counter()
+    if system == "notebook":
+        notebook(model, paths, csv)
+    elif system == "ours at 1024":
+        ours(model, paths, csv, AS_NOTEBOOK)
+    else:
+        recipe = content.recipe or {**UNTRIED, "predict_size": 320, "calibration": "none"}
+        ours(model, paths, csv, recipe)
+    peak = sum(resource.getrusage(who).ru_maxrss for who in
+               (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return {"seconds": (time.perf_counter() - began) / len(paths), "peak": peak / 1024}
+
+
+def masks_of(csv):
+    return {name: decode_mask(text) for name, text in
+            pd.read_csv(csv, dtype=str).itertuples(index=False)}
+
+
+def mean_squared_error(masks, answers):
+    """Of alpha in [0,1]; the answers are files named like the images."""
+    return np.mean([
+        np.square(mask / 255 - np.asarray(Image.open(next(answers.glob(f"{name}.*"))).convert("L"))
+                  / 255).mean() for name, mask in masks.items()])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", type=Path, required=True)
+    parser.add_argument("--test-root", type=Path, required=True)
+    parser.add_argument("--answers", type=Path)
+    parser.add_argument("--count", type=int, default=10, help="images (default: 10)")
+    parser.add_argument("--system", choices=SYSTEMS, help=argparse.SUPPRESS)
+    parser.add_argument("--csv", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    paths = list_images(arguments.test_root)
+    paths = (paths * arguments.count)[:arguments.count]
+    if arguments.system:
+        if len(set(paths)) < len(paths):  # 100 images of 20: links, since names must differ
+            folder = arguments.csv.parent / f"{arguments.count} images"
+            folder.mkdir(exist_ok=True)
+            for number, path in enumerate(paths):
+                link = folder / f"{number}{path.suffix}"
+                if not link.exists():
+                    link.symlink_to(path.resolve())
+            paths = list_images(folder)
+        print(json.dumps(measure(arguments.system, arguments.checkpoint, paths, arguments.csv)))
+        return
+
+    with tempfile.TemporaryDirectory() as folder:
+        def run(system, count, turn):
+            csv = Path(folder) / f"{system} {count} {turn}.csv"
+            done = subprocess.run(
+                [sys.executable, __file__, "--checkpoint", arguments.checkpoint, "--test-root",
+                 arguments.test_root, "--count", str(count), "--system", system, "--csv", csv],
+                check=True, stdout=subprocess.PIPE, text=True)
+            return json.loads(done.stdout.splitlines()[-1])
+
+        count = arguments.count
+        turns = [{s: run(s, count, turn) for s in SYSTEMS} for turn in range(TURNS)]
+        seconds = {s: statistics.median(turn[s]["seconds"] for turn in turns) for s in SYSTEMS}
+        masks = {s: masks_of(Path(folder) / f"{s} {count} 0.csv") for s in SYSTEMS}
+        for system in SYSTEMS:
+            line = f"{system:13} {seconds[system]:7.3f} s/image  peak {turns[0][system]['peak']:6.0f} MB"
+            if system == "our recipe":
+                line += f" ({run(system, 10 * count, 0)['peak']:.0f} MB for {10 * count} images)"
+            if arguments.answers:
+                line += f"  MSE {mean_squared_error(masks[system], arguments.answers):.5f}"
+            print(line)
+        for system in SYSTEMS[1:]:
+            print(f"{system}: {seconds['notebook'] / seconds[system]:.2f} times as fast")
+        difference = max(np.abs(masks["notebook"][n].astype(int) - masks["ours at 1024"][n]).max()
+                         for n in masks["notebook"])
+        print(f"largest difference of the masks at 1024: {difference} of 255")
+
+
+if __name__ == "__main__":
+    main()
