@@ -1,4 +1,4 @@
-"""Maps from the network's prediction to alpha: the notebook's, and one fitted on validation data."""
+"""Maps from the network's prediction to alpha: the notebook's, and one fitted to data."""
 
 import numpy as np
 import torch

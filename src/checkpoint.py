@@ -111,7 +111,7 @@ def check_architecture(path, state):
 
 
 def halved(model_state):
-    """The state_dict with its convolution kernels in fp16: half the size, still computed in float32.
+    """The state_dict with its convolution kernels in fp16: half the size, computed in float32.
 
     Biases and batch norms, a hundredth of the size, stay as they are. Rounding errors are diffused
     along the taps of each kernel, so that they cancel where a feature map is smooth: on published
@@ -122,7 +122,7 @@ def halved(model_state):
 
 
 def rounded_to_half(kernels):
-    """[out,in,h,w] -> the same in fp16, each tap rounded together with the error of the last one."""
+    """[out,in,h,w] -> the same in fp16, each tap rounded together with the last one's error."""
     taps = kernels.double().flatten(2)
     rounded, error = [], 0.0
     for tap in taps.unbind(2):

@@ -27,7 +27,7 @@ def parse_range(text):
 
 @dataclass(frozen=True)
 class Settings:
-    """What one run is asked to do. Sizes are pixels, paths may be relative to the working folder."""
+    """What one run is asked to do. Sizes are pixels; paths are relative to the working folder."""
 
     mode: str = knob(
         "auto", "run", "auto: predict when there is a checkpoint of this project, else train and "
@@ -59,7 +59,8 @@ class Settings:
         None, "files", "weights to start from or to predict with; default: what is attached",
         type=Path)
     out: Path | None = knob(
-        None, "files", "folder for the results; default: outputs, on Kaggle /kaggle/working",
+        None, "files", "folder for the results, shared by all machines of a run; default: outputs, on Kaggle "
+        "/kaggle/working",
         type=Path)
 
     backgrounds: Path | None = knob(
@@ -96,7 +97,8 @@ class Settings:
         "default: no limit", minimum=0.0, type=float)
     calibration: str = knob(
         "auto", "prediction", "notebook: 1st percentile and gamma 1.3; auto: the checkpoint's own, "
-        "else the best on validation data of these and a fitted curve", choices=("auto", "notebook", "none"))
+        "else the best on validation data of these and a fitted curve",
+        choices=("auto", "notebook", "none"))
 
 
 def check_settings(settings):

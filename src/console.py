@@ -26,7 +26,7 @@ def log(text=""):
 
 
 class WholeLines:
-    """A text stream for a log file: what tqdm overwrites on a terminal becomes lines of their own."""
+    """A text stream for a log file: what tqdm overwrites on a terminal becomes whole lines."""
 
     def __init__(self, stream):
         self.stream = stream

@@ -141,7 +141,8 @@ class TrainingSet(Dataset):
         epoch, index = key
         rng = np.random.default_rng([self.seed, epoch, index])
         layers = self.augment.geometry(open_layers(*self.pairs[index]), rng)
-        image, alpha = layers if len(layers) == 2 else recomposed(*layers, self.pairs.photographs, rng)
+        image, alpha = layers if len(layers) == 2 else recomposed(
+            *layers, self.pairs.photographs, rng)
         image = self.augment.photometry(image, rng)
         return sample(image, alpha, self.pairs[index][0])
 

@@ -56,6 +56,7 @@ def prepare_machine(seed):
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True  # inputs keep their size
     keep_freed_memory()
 
 

@@ -98,7 +98,7 @@ def run(settings):
     save_submission_preview(submission, inputs.out / "preview" / "submission.png")
     if len(metrics) == settings.epochs:
         (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
-    summary = ", ".join(f"{k} {v}" for k, v in recipe.items() if k != "curve")
+    summary = ", ".join(f"{k} {v}" for k, v in recipe.items() if k not in ("curve", "trials"))
     log(f"Wrote {submission}: {len(images)} rows, recipe: {summary}; "
         f"{time.time() - STARTED:.0f} s in all")
 

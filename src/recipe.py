@@ -25,7 +25,9 @@ def choose_recipe(model, pairs, sizes, budget, device, dtype=None, workers=0):
     """{"predict_size", "flip", "refine"} of the lowest validation MSE within the budget.
 
     model: what `predictor` returns; budget: seconds per image for network and refinement, None for
-    no limit. When nothing fits the budget, the fastest is taken. Prints the table it chose from.
+    no limit. When nothing fits the budget, the fastest is taken. Prints the table it chose from
+    and returns it too, as "trials": [size, flip, refine, MSE] without the seconds, which no two
+    runs share.
     """
     trials = {}
     for size in sizes:
@@ -45,7 +47,8 @@ def choose_recipe(model, pairs, sizes, budget, device, dtype=None, workers=0):
         size, flip, refined = trial
         log(f"{'chosen' if trial == best else '':>29}  {size:4}  {yes(flip):4}  {yes(refined):6}  "
             f"{mse:.6f}  {seconds:7.3f}")
-    return dict(zip(("predict_size", "flip", "refine"), best))
+    return {**dict(zip(("predict_size", "flip", "refine"), best)),
+            "trials": [[*trial, round(mse, 6)] for trial, (mse, _) in means.items()]}
 
 
 def yes(flag):

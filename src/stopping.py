@@ -26,7 +26,7 @@ class StopWatch:
         self.signal = None
 
     def listen(self):
-        """From now on SIGTERM and SIGINT are remembered; the second one ends the process at once."""
+        """From now on SIGTERM and SIGINT are remembered; the second one ends the process."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self.remember)
 

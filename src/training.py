@@ -325,8 +325,8 @@ class NonFiniteGuard:
             files = ", ".join(paths)
             if self.run.non_finite == NON_FINITE_IN_A_ROW:
                 raise UserError(
-                    f"the loss was not finite {NON_FINITE_IN_A_ROW} times in a row, the last time in "
-                    f"epoch {self.run.epoch} for {files}; look at these files, or lower --lr")
+                    f"the loss was not finite {NON_FINITE_IN_A_ROW} times in a row, the last time "
+                    f"in epoch {self.run.epoch} for {files}; look at these files, or lower --lr")
             log(f"Epoch {self.run.epoch}: a loss was not finite, its step is skipped ({files})")
         self.noted.clear()
         self.keep()
@@ -365,8 +365,9 @@ def finish_epoch(run, val_loss, val_mse, out):
     if isinstance(run.scheduler, ReduceLROnPlateau):
         run.scheduler.step(val_mse)
     run.metrics.append({
-        "epoch": run.epoch, "train_loss": loss / max(samples, 1), "train_mse": mse / max(samples, 1),
-        "val_loss": val_loss, "val_mse": val_mse, "lr": run.optimizer.param_groups[0]["lr"],
+        "epoch": run.epoch, "train_loss": loss / max(samples, 1),
+        "train_mse": mse / max(samples, 1), "val_loss": val_loss, "val_mse": val_mse,
+        "lr": run.optimizer.param_groups[0]["lr"],
     })
     run.totals = torch.zeros_like(run.totals)
     run.epoch, run.batch = run.epoch + 1, 0

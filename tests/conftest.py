@@ -61,7 +61,8 @@ def write_pairs(folder, count, size=96, name="train"):
         backdrop = rng.integers(0, 80, (size, size, 3))
         image = alpha * np.array([250, 220, 180]) + (1 - alpha) * backdrop
         draw(folder / "images" / f"{name}{index}.png", image.astype(np.uint8))
-        draw(folder / "alphas" / f"{name}{index}.png", (alpha[..., 0] * 255).round().astype("uint8"))
+        levels = (alpha[..., 0] * 255).round().astype(np.uint8)
+        draw(folder / "alphas" / f"{name}{index}.png", levels)
         rows.append((f"images/{name}{index}.png", f"alphas/{name}{index}.png"))
     csv = folder / f"{name}.csv"
     pd.DataFrame(rows, columns=["image_path", "alpha_path"]).to_csv(csv, index=False)

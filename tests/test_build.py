@@ -43,7 +43,8 @@ def test_check_needs_nothing_but_the_standard_library():
 def test_modules_stand_below_what_they_import(tmp_path):
     text = bundled(
         tmp_path,
-        main='"""Story."""\nfrom src.upper import top\nfrom src.lower import base\nresult = top()\n',
+        main='"""Story."""\nfrom src.upper import top\nfrom src.lower import base\n'
+             "result = top()\n",
         upper="from src.lower import base\n\ndef top():\n    return base() + 1\n",
         lower="def base():\n    return 1\n",
         unused="raise RuntimeError\n",

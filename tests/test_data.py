@@ -93,11 +93,11 @@ def test_randomness_is_a_function_of_seed_epoch_and_index(kernel, small_data):
     for one, other in zip(alone, shared):
         assert one["path"] == other["path"]
         assert torch.equal(one["img"], other["img"]) and torch.equal(one["mask"], other["mask"])
-    first, second = torch.cat([b["img"] for b in alone[:2]]), torch.cat([b["img"] for b in alone[2:]])
+    first, second = (torch.cat([b["img"] for b in part]) for part in (alone[:2], alone[2:]))
     assert not torch.equal(first, second)
-    data = training_set(kernel, small_data.train)
+    data, other = (training_set(kernel, small_data.train, seed) for seed in (1, 2))
     assert not torch.equal(data[1, 0]["img"], data[2, 0]["img"])
-    assert not torch.equal(data[1, 0]["img"], training_set(kernel, small_data.train, 2)[1, 0]["img"])
+    assert not torch.equal(data[1, 0]["img"], other[1, 0]["img"])
 
 
 def test_an_epoch_visits_every_row_once_in_an_order_of_its_own(kernel):

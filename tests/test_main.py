@@ -72,7 +72,8 @@ def test_train_then_predict_then_use_the_checkpoint(start, small_data):
     assert check_submission(first / "submission.csv", small_data.test) == ["2", "10", "a.b"]
     assert "DEMONSTRATION" not in done.stdout
     recipe = torch.load(first / "u2netp_best.pth", weights_only=True)["recipe"]
-    assert recipe["predict_size"] in (64, 96) and recipe["calibration"] in ("none", "notebook", "fitted")
+    assert recipe["predict_size"] in (64, 96)
+    assert recipe["calibration"] in ("none", "notebook", "fitted")
 
     # auto: a checkpoint of this project is there, so nothing is trained
     done = start("--checkpoint", "first/u2netp_best.pth", "--test-root", small_data.test,

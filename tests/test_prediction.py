@@ -160,6 +160,8 @@ def test_the_recipe_of_the_lowest_error_is_chosen_within_the_budget(kernel, smal
     pairs = kernel.read_pairs(small_data.val)
     chosen = kernel.choose_recipe(SeesMirrored(), pairs, [64], None, CPU)
     assert chosen["predict_size"] == 64 and chosen["flip"] is True
+    assert len(chosen["trials"]) == 4
+    assert min(trial[3] for trial in chosen["trials"]) == chosen["trials"][2 + chosen["refine"]][3]
     table = capsys.readouterr().out
     assert table.count("chosen") == 1 and len(table.splitlines()) == 5
     cheap = kernel.choose_recipe(SeesMirrored(), pairs, [64], 1e-9, CPU)

@@ -39,7 +39,7 @@ from src.recipe import UNTRIED  # noqa: E402
 from src.submission import decode_mask, merge_submission, write_shard  # noqa: E402
 from src.u2netp import U2NETP  # noqa: E402
 
-TURNS = 2
+TURNS = 3
 AS_NOTEBOOK = {"predict_size": 1024, "flip": False, "refine": False, "calibration": "notebook"}
 
 
@@ -100,7 +100,7 @@ def measure(system, checkpoint, paths, csv):
     elif system == "ours at 1024":
         ours(model, paths, csv, AS_NOTEBOOK)
     else:
-        recipe = content.recipe or {**UNTRIED, "predict_size": 320, "calibration": "none"}
+        recipe = {**UNTRIED, "predict_size": 320, "calibration": "none", **(content.recipe or {})}
         ours(model, paths, csv, recipe)
     peak = sum(resource.getrusage(who).ru_maxrss for who in
                (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -156,7 +156,8 @@ def main():
         seconds = {s: statistics.median(turn[s]["seconds"] for turn in turns) for s in SYSTEMS}
         masks = {s: masks_of(Path(folder) / f"{s} {count} 0.csv") for s in SYSTEMS}
         for system in SYSTEMS:
-            line = f"{system:13} {seconds[system]:7.3f} s/image  peak {turns[0][system]['peak']:6.0f} MB"
+            each = " ".join(f"{turn[system]['seconds']:.3f}" for turn in turns)
+            line = f"{system:13} {each} s/image  peak {turns[0][system]['peak']:.0f} MB"
             if system == "our recipe":
                 line += f" ({run(system, 10 * count, 0)['peak']:.0f} MB for {10 * count} images)"
             if arguments.answers:
