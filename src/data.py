@@ -162,14 +162,8 @@ class ValidationSet(Dataset):
             resized(image, self.size), resized(alpha, self.size), self.pairs[index][0])
 
 
-class ScoredSet(Dataset):
-    """Validation images as the network sees them, with image and alpha in their own size."""
-
-    def __init__(self, pairs, size):
-        self.pairs, self.size = pairs, size
-
-    def __len__(self):
-        return len(self.pairs)
+class ScoredSet(ValidationSet):
+    """The same rows, with image and alpha in their own size beside the network's input."""
 
     def __getitem__(self, index):
         image, alpha = whole_pair(self.pairs, index)

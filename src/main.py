@@ -65,26 +65,22 @@ def run(settings):
         recipe = {}
     fast = predictor(model, device)
 
-    def validate(pairs):
+    def validate(pairs, recipe):
         return stop.guarded(validation_pairs(fast, pairs, recipe, device, dtype, workers))
 
-    size = settings.predict_size or recipe.get("predict_size") or settings.train_size
     if "refine" not in recipe and val_pairs:
-        sizes = [size] if settings.predict_size else candidate_sizes(size)
+        size = recipe.get("predict_size", settings.train_size)
+        sizes = [settings.predict_size] if settings.predict_size else candidate_sizes(size)
         recipe.update(choose_recipe(
             fast, val_pairs, sizes, settings.predict_budget, device, dtype, workers))
-    recipe = {**UNTRIED, "predict_size": size, **recipe}
+    recipe = {**UNTRIED, "predict_size": settings.train_size, **recipe}
     if settings.predict_size:
         recipe["predict_size"] = settings.predict_size
     recipe.update(calibration_for(settings.calibration, recipe, val_pairs, validate))
     if training and rank() == 0:
         write_checkpoint(inputs.out / BEST_CHECKPOINT, model.state_dict(), recipe=recipe)
     if val_pairs:
-        calibrate = calibration_of(recipe)
-        shown = merged([(image, calibrate(prediction), truth, path) for
-                        image, prediction, truth, path in validate(val_pairs.first(PREVIEWS))])
-        if rank() == 0:
-            save_validation_preview(shown, inputs.out / "preview" / "validation.png")
+        show_validation(validate(val_pairs.first(PREVIEWS), recipe), recipe, inputs.out)
 
     submission, share = inputs.out / "submission.csv", shard(images)
     key = digest([*(t.cpu() for t in model.state_dict().values()),
@@ -114,10 +110,19 @@ def calibration_for(wanted, recipe, val_pairs, validate):
         log("No validation data and no recipe: predictions are taken as they are")
         return {"calibration": "none"}
     chosen, errors = choose_calibration(
-        (prediction, truth) for _, prediction, truth, _ in validate(val_pairs))
+        (prediction, truth) for _, prediction, truth, _ in validate(val_pairs, recipe))
     log("Validation MSE at the images' own size, by calibration: "
         + ", ".join(f"{name} {mse:.6f}" for name, mse in errors.items()))
     return chosen
+
+
+def show_validation(pairs, recipe, out):
+    """Draw validation images, of all processes, with their calibrated predictions."""
+    calibrate = calibration_of(recipe)
+    shown = merged([(image, calibrate(prediction), truth, path)
+                    for image, prediction, truth, path in pairs])
+    if rank() == 0:
+        save_validation_preview(shown, out / "preview" / "validation.png")
 
 
 def show_demo(inputs, seed):
