@@ -44,6 +44,15 @@ def amp_dtype(amp, device):
     return {"fp16": torch.float16, "bf16": torch.bfloat16}[amp]
 
 
+def prediction_dtype(dtype):
+    """The autocast dtype for predictions of a run in `dtype`: float32 (None) instead of bf16.
+
+    bf16's 8 bits are enough to learn with but not to predict with: with batch norms folded it
+    doubled the validation MSE of a fine-tuned network (0.0082 to 0.0156).
+    """
+    return None if dtype is torch.bfloat16 else dtype
+
+
 def autocast(device, dtype):
     """Autocast to `dtype`, or a context that does nothing when dtype is None."""
     return torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None)

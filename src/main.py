@@ -13,7 +13,9 @@ from src.distributed import join_group, leave_group, merged, relaunch, shard, wa
 from src.stopping import STARTED, Interrupted, StopWatch
 from src.inputs import BEST_CHECKPOINT, check_complete, find_inputs, is_empty, list_images
 from src.demo import demo_places, make_demo
-from src.hardware import amp_dtype, choose_device, prepare_machine, worker_count
+from src.hardware import (
+    amp_dtype, choose_device, prediction_dtype, prepare_machine, worker_count,
+)
 from src.data import read_pairs
 from src.u2netp import U2NETP
 from src.files import digest
@@ -33,7 +35,8 @@ def run(settings):
     """The story: find, train or load, calibrate, predict, write, show."""
     prepare_machine(settings.seed)
     device = join_group(choose_device(settings.device))
-    dtype, workers = amp_dtype(settings.amp, device), worker_count(settings.workers)
+    dtype = prediction_dtype(amp_dtype(settings.amp, device))
+    workers = worker_count(settings.workers)
 
     inputs = find_inputs(settings)
     checkpoint = read_checkpoint(inputs.checkpoint) if inputs.checkpoint else None

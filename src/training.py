@@ -21,7 +21,7 @@ from src.distributed import (
     agree, average_buffers, merged, sum_over_processes, wait_for_all, world_size,
 )
 from src.files import digest, replacing
-from src.hardware import amp_dtype, autocast, worker_count
+from src.hardware import amp_dtype, autocast, prediction_dtype, worker_count
 from src.inputs import BEST_CHECKPOINT
 from src.losses import matte_loss, matte_mse
 from src.stopping import Interrupted
@@ -186,7 +186,7 @@ def train(model, train_pairs, val_pairs, settings, device, out, stop, test_count
                 "batches, to leave room for the prediction")
 
         began = time.monotonic()
-        errors = {name: evaluate(each, val_loader, device, run.dtype, stop)
+        errors = {name: evaluate(each, val_loader, device, prediction_dtype(run.dtype), stop)
                   for name, each in candidates.items()}
         timing["val"] = (time.monotonic() - began) / len(candidates) / len(val_pairs)
         name = min(errors, key=lambda name: errors[name][1])

@@ -116,6 +116,12 @@ def test_resizing_keeps_constants_and_range(kernel, width, height):
     assert resized.min() >= 0 and resized.max() <= 1
 
 
+def test_bf16_is_for_training_only(kernel):
+    assert kernel.prediction_dtype(torch.bfloat16) is None
+    assert kernel.prediction_dtype(torch.float16) is torch.float16
+    assert kernel.prediction_dtype(None) is None
+
+
 def test_predictions_run_in_bf16_too(kernel):
     model = kernel.predictor(trained(kernel), CPU)
     images = torch.rand(1, 3, 64, 64) * 2 - 1
