@@ -3,6 +3,8 @@
     python build.py                      write kernel/main.py
     python build.py --check              exit 1 when the committed kernel/main.py is stale
     python build.py --set epochs=30      bake other defaults in (a Kaggle script gets no arguments)
+    python build.py --username NAME --competition SLUG
+                                         fill in what Kaggle's metadata files leave open
 
 The import graph, read with `ast` from src/main.py, decides which modules are taken and in which
 order: a module stands below everything it imports. Imports between the modules are dropped, the
@@ -13,7 +15,9 @@ import argparse
 import ast
 import builtins
 import hashlib
+import json
 import os
+import re
 import runpy
 import sys
 import textwrap
@@ -27,6 +31,10 @@ SETTINGS = ("config", "Settings")  # the module and the class whose defaults --s
 BUNDLE = Path("kernel") / "main.py"
 SOURCE_LIMIT = 1_000_000  # bytes; Kaggle refuses a kernel source over 1 MB
 LINE_WIDTH = 100
+KERNEL_METADATA = Path("kernel-metadata.json")  # what `kaggle kernels push -p .` reads
+DATASET_METADATA = Path("kernel") / "weights" / "dataset-metadata.json"
+WEIGHTS_SLUG = "magick-alpha-weights"
+PLACEHOLDERS = {"USERNAME": "--username NAME", "COMPETITION": "--competition SLUG"}
 
 
 class BuildError(Exception):
@@ -331,6 +339,58 @@ def bundle(root: Path, overrides: dict[str, str]) -> str:
     return text
 
 
+# ---------------------------------------------------------------- Kaggle's metadata
+
+
+def fill_metadata(root: Path, username: str | None, competition: str | None) -> None:
+    """Write the names into kernel-metadata.json and the weights' dataset-metadata.json.
+
+    Filled files can be filled again. An empty competition takes the kernel's off.
+    """
+    kernel, dataset = (read_metadata(root / path) for path in (KERNEL_METADATA, DATASET_METADATA))
+    if username is not None:
+        dataset["id"] = f"{username}/{WEIGHTS_SLUG}"
+        kernel["id"] = f"{username}/{kernel['id'].split('/')[-1]}"
+        kernel["dataset_sources"] = [
+            dataset["id"] if source.endswith(f"/{WEIGHTS_SLUG}") else source
+            for source in kernel["dataset_sources"]
+        ]
+    if competition is not None:
+        kernel["competition_sources"] = [competition] if competition else []
+    for path, metadata in ((KERNEL_METADATA, kernel), (DATASET_METADATA, dataset)):
+        write_whole(root / path, json.dumps(metadata, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_metadata(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BuildError(f"{path}: cannot be read as JSON ({error})") from None
+
+
+def open_placeholders(root: Path) -> list[str]:
+    """For each placeholder still in a metadata file a sentence on how to fill it in."""
+    return [
+        f"{path.as_posix()}: {name} is still to be filled in before a push: "
+        f"python build.py {flag}"
+        for path in (KERNEL_METADATA, DATASET_METADATA) if (root / path).is_file()
+        for name, flag in PLACEHOLDERS.items()
+        if re.search(rf"\b{name}\b", (root / path).read_text(encoding="utf-8"))
+    ]
+
+
+def write_whole(path: Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_bytes(text.encode())
+    os.replace(part, path)
+
+
+def parse_slug(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*|", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name in a Kaggle address")
+    return text
+
+
 def parse_override(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not (name and equals):
@@ -344,10 +404,16 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
                         help="write nothing; exit 1 when kernel/main.py is not what src/ gives")
     parser.add_argument("--set", dest="overrides", metavar="NAME=VALUE", action="append",
                         type=parse_override, default=[], help="bake another default in")
+    parser.add_argument("--username", metavar="NAME", type=parse_slug,
+                        help="your name on Kaggle, for the metadata files")
+    parser.add_argument("--competition", metavar="SLUG", type=parse_slug,
+                        help="the competition as its address names it; '' for none")
     arguments = parser.parse_args(argv)
     target = root / BUNDLE
     try:
         text = bundle(root, dict(arguments.overrides))
+        if arguments.username is not None or arguments.competition is not None:
+            fill_metadata(root, arguments.username or None, arguments.competition)
     except BuildError as error:
         print(f"build.py: {error}", file=sys.stderr)
         return 2
@@ -357,9 +423,9 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
         print(f"build.py: {BUNDLE.as_posix()} is stale; run python build.py", file=sys.stderr)
         return 1
     target.parent.mkdir(exist_ok=True)
-    part = target.with_suffix(".part")
-    part.write_bytes(text.encode())
-    os.replace(part, target)
+    write_whole(target, text)
+    for sentence in open_placeholders(root):
+        print(sentence)
     return 0
 
 

@@ -1,7 +1,7 @@
 """Backdrops, and foregrounds put on them: drawn ones, photographs, soft shadows."""
 
 import numpy as np
-from PIL import Image, ImageChops, ImageFilter
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 P_PHOTOGRAPH = 0.5  # when there are any; else every backdrop is drawn
 P_SHADOW = 0.3
@@ -25,10 +25,12 @@ def recomposed(foreground, photographs, rng):
 
 
 def draw_backdrop(rng, size):
-    """An RGB image of size (width, height): plain, gradient or textured, with a little grain."""
-    kind = rng.choice(["plain", "gradient", "textured"])
+    """An RGB image of size (width, height): plain, gradient, textured or patterned."""
+    kind = rng.choice(["plain", "gradient", "textured", "patterned"])
     if kind == "textured":
         return smooth_colours(rng, size, cells=int(rng.integers(8, 60)))
+    if kind == "patterned":
+        return pattern(rng, size)
     width, height = size
     first, last = rng.integers(0, 256, (2, 3)).astype(np.float32)
     if kind == "plain":
@@ -46,6 +48,30 @@ def smooth_colours(rng, size, cells):
     """Random colours on a cells x cells grid, interpolated to size (width, height)."""
     grid = rng.integers(0, 256, (cells, cells, 3), dtype=np.uint8)
     return Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
+
+
+def pattern(rng, size):
+    """A motif of a few random shapes, turned and repeated over size (width, height)."""
+    motif = Image.new("RGB", tuple(int(side) for side in rng.integers(16, 160, 2)))
+    draw = ImageDraw.Draw(motif)
+    draw.rectangle((0, 0, *motif.size), fill=tuple(map(int, rng.integers(0, 256, 3))))
+    for _ in range(int(rng.integers(1, 7))):
+        corners = [tuple(corner) for corner in rng.uniform(-0.1, 1.1, (3, 2)) * motif.size]
+        colour = tuple(map(int, rng.integers(0, 256, 3)))
+        shape = rng.choice(["polygon", "line", "ellipse"])
+        if shape == "polygon":
+            draw.polygon(corners, fill=colour)
+        elif shape == "line":
+            draw.line(corners, fill=colour, width=int(rng.integers(1, 12)))
+        else:
+            (x, y), radius = corners[0], rng.uniform(2, 40)
+            draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=colour)
+    side = int(1.5 * max(size))  # enough for any angle
+    repeats = (-(-side // motif.height), -(-side // motif.width), 1)
+    tiled = Image.fromarray(np.tile(np.asarray(motif), repeats))
+    turned = tiled.rotate(rng.uniform(0, 360), Image.Resampling.BILINEAR)
+    left, top = (turned.width - size[0]) // 2, (turned.height - size[1]) // 2
+    return turned.crop((left, top, left + size[0], top + size[1]))
 
 
 def photograph(path, size, rng):

@@ -6,7 +6,9 @@ needs the standard library only, so that build.py can check what it bakes in.
 """
 
 import argparse
+import math
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -47,7 +49,7 @@ class Settings:
         "processes, default 1)", minimum=1, type=int)
     time_limit: float | None = knob(
         None, "run", "hours from the start after which the submission must be there; training "
-        "ends early for it; default: 11.5 on Kaggle, none elsewhere", minimum=0.0, type=float)
+        "ends early for it; default: 11.5 on Kaggle, none elsewhere", minimum=0.001, type=float)
 
     train_csv: Path | None = knob(
         None, "files", "CSV with image_path, alpha_path; default: data/splits/train.csv", type=Path)
@@ -55,6 +57,8 @@ class Settings:
         None, "files", "the same for validation; default: data/splits/val.csv", type=Path)
     test_root: Path | None = knob(
         None, "files", "folder of test images; default: data/test_dataset/orig_1024", type=Path)
+    sample_csv: Path | None = knob(
+        None, "files", "sample submission, whose names and order the rows take", type=Path)
     checkpoint: Path | None = knob(
         None, "files", "weights to start from or to predict with; default: what is attached",
         type=Path)
@@ -81,6 +85,10 @@ class Settings:
     ema: int = knob(
         1000, "training", "half-life in samples of the weights' moving average; 0: none",
         minimum=0)
+    batch_norm: str = knob(
+        "auto", "training", "trained: by the statistics of each batch; frozen: by those that came "
+        "with the weights; auto: frozen when training starts from a checkpoint",
+        choices=("auto", "trained", "frozen"))
     save_minutes: float = knob(
         10.0, "training", "minutes between two writes of last.pth, which a killed run resumes from",
         minimum=0.0)
@@ -99,14 +107,17 @@ class Settings:
         "auto", "prediction", "notebook: 1st percentile and gamma 1.3; auto: the checkpoint's own, "
         "else the best on validation data of these and a fitted curve",
         choices=("auto", "notebook", "none"))
+    preview: int = knob(
+        6, "prediction", "validation images to draw: the worst, the middling and the best; and as "
+        "many masks; 0: no pictures", minimum=0)
 
 
 def check_settings(settings):
     """Raise ValueError, one sentence naming the flag, when the settings cannot work together."""
     for item in fields(Settings):
         value, minimum = getattr(settings, item.name), item.metadata["minimum"]
-        if None not in (value, minimum) and value < minimum:
-            raise ValueError(f"{flag_of(item.name)} {value}: must be at least {minimum}")
+        if None not in (value, minimum) and not minimum <= value < math.inf:
+            raise ValueError(f"{flag_of(item.name)} {value}: must be a number of at least {minimum}")
     low, high = settings.crop_scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"--crop-scale {low},{high}: needs 0 < LOW <= HIGH <= 1")
@@ -151,7 +162,11 @@ def parse_settings(argv=None):
     Exits with status 2 and one sentence on standard error when a flag or its value is wrong.
     """
     parser = command_line()
-    settings = Settings(**vars(parser.parse_args(argv)))
+    values, unknown = parser.parse_known_args(argv)
+    if unknown:
+        near = get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
+        parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+    settings = Settings(**vars(values))
     try:
         check_settings(settings)
     except ValueError as error:

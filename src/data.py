@@ -1,96 +1,24 @@
-"""The CSV contract, decoding, datasets, loaders."""
+"""Datasets and loaders: pairs to learn from, pairs to score, images to predict."""
 
-import os
 import signal
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections import Counter
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
 from src.backdrops import recomposed
-from src.console import UserError
-from src.distributed import shard, world_size
+from src.console import UserError, log, progress
+from src.distributed import merged, shard, world_size
+from src.files import replacing
+from src.images import declared_size, open_alpha, open_image
 
-COLUMNS = ("image_path", "alpha_path")
-ROWS_TO_PLACE = 20  # rows that are tried to learn which folder a CSV's paths are relative to
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Images and their alphas: two arrays of encoded paths, of one length.
-
-    An empty alpha path means the alpha channel of the image itself, an RGBA cut-out as in MAGICK.
-    photographs: paths of backdrops for such cut-outs, beside the drawn ones. Arrays, because
-    loader workers share them, where a list would be copied object by object.
-    """
-
-    images: np.ndarray
-    alphas: np.ndarray
-    photographs: tuple = ()
-
-    def __len__(self):
-        return len(self.images)
-
-    def __getitem__(self, index):
-        """(image path, alpha path or '')"""
-        return os.fsdecode(self.images[index]), os.fsdecode(self.alphas[index])
-
-    def first(self, count):
-        """The first `count` pairs"""
-        return replace(self, images=self.images[:count], alphas=self.alphas[:count])
-
-
-def read_pairs(csv_path, limit=None, photographs=()):
-    """`Pairs` of a CSV with the column image_path, its first `limit` rows.
-
-    The alpha is in alpha_path; where that column is missing, empty or the image itself, it is the
-    image's alpha channel. Paths may be absolute, or relative to the working folder, to the CSV's
-    folder, or to a folder above it. Raises UserError when a column, all rows, or all files of a
-    column are missing.
-    """
-    table = pd.read_csv(csv_path, nrows=limit, dtype=str)
-    image_column, alpha_column = COLUMNS
-    if image_column not in table.columns:
-        raise UserError(
-            f"{csv_path}: no column {image_column}; it has {', '.join(map(str, table.columns))}")
-    if table.empty:
-        raise UserError(f"{csv_path}: has no rows")
-    images = table[image_column]
-    alphas = table.get(alpha_column, pd.Series("", images.index)).fillna("")
-    alphas = alphas.where(alphas != images, "")
-    return Pairs(placed_paths(images, image_column, csv_path),
-                 placed_paths(alphas, alpha_column, csv_path), tuple(photographs))
-
-
-def placed_paths(column, name, csv_path):
-    """A column's paths as encoded strings that can be opened from here; '' stays ''.
-
-    The folder they are relative to is learnt from the first few, not by touching each file.
-    """
-    bases = [Path.cwd(), *Path(csv_path).resolve().parents]
-    sample = column[column != ""].head(ROWS_TO_PLACE)
-    for base in bases if len(sample) else bases[:1]:
-        if sample.empty or any((base / path).is_file() for path in sample):
-            return np.array([os.fsencode(os.path.join(base, path) if path else "")
-                             for path in column])
-    raise UserError(
-        f"{csv_path}, column {name}: {sample.iloc[0]} is neither in the working folder "
-        f"({Path.cwd()}) nor in {bases[1]} or a folder above it"
-    )
-
-
-def open_image(path, mode):
-    """The decoded image in the given Pillow mode; UserError names a file that cannot be read."""
-    try:
-        with Image.open(path) as image:
-            return image.convert(mode)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read as an image ({error})") from None
+READ_TRIES = 20  # pairs in a row that may be unreadable before a run gives up at once
+MOST_UNREADABLE = 0.05  # share of all pairs that may be
+DEFAULT_SIZE = (1024, 1024)  # pixels, MAGICK's, of a mask whose image says nothing of its own
 
 
 def open_layers(image_path, alpha_path):
@@ -99,8 +27,11 @@ def open_layers(image_path, alpha_path):
     An alpha of another size but the same shape is resized; another shape is refused.
     """
     if not alpha_path:
-        return [open_image(image_path, "RGBA")]
-    image, alpha = open_image(image_path, "RGB"), open_image(alpha_path, "L")
+        cutout = open_image(image_path, "RGBA")
+        if cutout.getchannel("A").getextrema()[0] == 255:
+            raise UserError(f"{image_path}: is opaque, and its row names no alpha")
+        return [cutout]
+    image, alpha = open_image(image_path, "RGB"), open_alpha(alpha_path)
     if image.size != alpha.size:
         ratio = (image.width * alpha.height) / (image.height * alpha.width)
         if abs(ratio - 1) > 0.02:
@@ -129,7 +60,11 @@ def resized(image, size):
 
 class TrainingSet(Dataset):
     """Augmented pairs. An item's key is (epoch, index), and all its chance is drawn from (seed,
-    epoch, index): which worker makes it, and what it made before, does not matter."""
+    epoch, index): which worker makes it, and what it made before, does not matter.
+
+    The next pair stands in for one that cannot be read, so that batches keep their size; the item
+    then tells of it under "skipped".
+    """
 
     def __init__(self, pairs, augment, seed):
         self.pairs, self.augment, self.seed = pairs, augment, seed
@@ -139,6 +74,17 @@ class TrainingSet(Dataset):
 
     def __getitem__(self, key):
         epoch, index = key
+        skipped = []
+        for index in (np.arange(index, index + READ_TRIES) % len(self.pairs)).tolist():
+            try:
+                item = self.augmented(epoch, index)
+                return {**item, "skipped": skipped}
+            except UserError as error:
+                skipped.append((self.pairs[index][0], str(error)))
+        raise UserError(f"{len(set(skipped))} training pairs in a row cannot be read, the last "
+                        f"because of {skipped[-1][1]}")
+
+    def augmented(self, epoch, index):
         rng = np.random.default_rng([self.seed, epoch, index])
         layers = self.augment.geometry(open_layers(*self.pairs[index]), rng)
         image, alpha = layers if len(layers) == 2 else recomposed(
@@ -185,21 +131,95 @@ def sample(image, alpha, path):
 
 
 class TestSet(Dataset):
-    """Test images as the network sees them, with name and pixels, uint8 [H,W,3] of any size."""
+    """Test images as the network sees them, with their pixels, uint8 [H,W,3] of any size.
+
+    tests: list of TestImage. Where an image cannot be read, "problem" says why, and black pixels of
+    its declared size, or else of the commonest, stand in.
+    """
 
     __test__ = False  # a data set, not a test for pytest to collect
 
-    def __init__(self, paths, size):
-        self.paths, self.size = paths, size
+    def __init__(self, tests, size):
+        self.tests, self.size = tests, size
 
     def __len__(self):
-        return len(self.paths)
+        return len(self.tests)
 
     def __getitem__(self, index):
-        path = self.paths[index]
-        image = open_image(path, "RGB")
-        return {"img": image_tensor(resized(image, self.size)), "path": path.name,
-                "full": np.array(image)}
+        name, path = self.tests[index]
+        image, problem = self.opened(path)
+        return {"img": image_tensor(resized(image, self.size)), "name": name,
+                "full": np.array(image), "problem": problem}
+
+    def opened(self, path):
+        """(RGB image, "" or why it is only a black one)"""
+        if path is None:
+            return Image.new("RGB", self.commonest_size()), "there is no such image"
+        try:
+            return open_image(path, "RGB"), ""
+        except UserError as error:
+            return Image.new("RGB", declared_size(path) or self.commonest_size()), str(error)
+
+    def commonest_size(self):
+        """(width, height) that most of the first hundred test images declare"""
+        sizes = Counter(declared_size(path) for _, path in self.tests[:100] if path)
+        del sizes[None]
+        return sizes.most_common(1)[0][0] if sizes else DEFAULT_SIZE
+
+
+class ReadCheck(Dataset):
+    """Why each pair cannot be read, "" where it can."""
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        try:
+            open_layers(*self.pairs[index])
+        except UserError as error:
+            return str(error)
+        return ""
+
+
+def without_unreadable(pairs, workers):
+    """(the pairs that can be read, {image path: why not} of the others), every file opened once.
+
+    For validation data, of which all is looked at in every epoch anyway.
+    """
+    share = Subset(ReadCheck(pairs), shard(range(len(pairs))))
+    loader = DataLoader(share, batch_size=None, num_workers=workers,
+                        worker_init_fn=leave_signals_to_the_main_process)
+    reasons = merged(list(progress(loader, "read val", unit="pair")))
+    unreadable = {pairs[i][0]: reason for i, reason in enumerate(reasons) if reason}
+    check_share(unreadable, len(pairs), "validation")
+    return pairs.where(np.array([not reason for reason in reasons])), unreadable
+
+
+def check_share(unreadable, count, title):
+    """Raise UserError when more than a twentieth of `count` pairs cannot be read."""
+    if len(unreadable) > MOST_UNREADABLE * count:
+        first = next(iter(unreadable.values()))
+        raise UserError(
+            f"{len(unreadable)} of {count} {title} pairs cannot be read, more than "
+            f"{MOST_UNREADABLE:.0%}; the first: {first}")
+
+
+def write_skipped(path, unreadable):
+    """skipped.csv: which pairs were left out, and why; no file when there are none."""
+    if unreadable:
+        with replacing(path) as part:
+            rows = sorted(unreadable.items())
+            pd.DataFrame(rows, columns=["image_path", "reason"]).to_csv(part, index=False)
+        log(f"{len(unreadable)} pairs cannot be read and are left out: see {path}")
+
+
+def collated(items):
+    """A batch; what its items have skipped is one list."""
+    skipped = [each for item in items for each in item.pop("skipped", ())]
+    return {**default_collate(items), "skipped": skipped}
 
 
 class ShuffledEpochs(Sampler):
@@ -234,7 +254,7 @@ def make_loader(dataset, batch_size, workers, device, sampler=None):
     """A DataLoader in the dataset's order, or the sampler's; pinned where there is a GPU."""
     return DataLoader(
         dataset, batch_size=batch_size, sampler=sampler, num_workers=workers,
-        persistent_workers=workers > 0, pin_memory=device.type == "cuda",
+        persistent_workers=workers > 0, collate_fn=collated, pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_the_main_process,
     )
 

@@ -8,25 +8,44 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import pandas as pd
+import PIL
 import torch
+import torchvision
 
-from src.console import UserError
+from src.console import UserError, log
 
 
 def choose_device(name):
-    """torch.device for `--device`; 'auto' is the first CUDA card, else the CPU.
+    """torch.device for `--device`; 'auto' is the first CUDA card that computes, else the CPU.
 
-    Raises UserError when there is no such device.
+    A card is tried with a real kernel: PyTorch lists cards for which it has none, as the builds for
+    CUDA 12.8 do with Kaggle's P100. Raises UserError when a device that was named does not work.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    wanted = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
+        device = torch.device(wanted)
+        torch.ones(1, device=device).add_(1).item()
+        return device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
-        raise UserError(f"--device {name}: not on this machine ({reason}); try auto") from None
-    return device
+    if name != "auto":
+        raise UserError(f"--device {name}: does not work on this machine ({reason}); try auto")
+    log(f"WARNING: {torch.cuda.get_device_name()} cannot be used by torch {torch.__version__} "
+        f"({reason}); computing on the CPU instead. On Kaggle choose the accelerator GPU T4 x2.")
+    return torch.device("cpu")
+
+
+def describe_machine(device):
+    """A line with the versions of what we stand on, and one with the device."""
+    versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (
+        torch, torchvision, np, pd, PIL))
+    python = sys.version.split()[0]
+    computes = f"{os.cpu_count()} CPU cores"
+    if device.type == "cuda":
+        card = torch.cuda.get_device_properties(device)
+        computes += f", {card.name} with {card.total_memory / 2**30:.0f} GiB"
+    return f"Python {python}, {versions}\nDevice: {device} ({computes})"
 
 
 def amp_dtype(amp, device):

@@ -29,7 +29,8 @@ from torch import nn
 
 from src.checkpoint import halved, write_checkpoint
 from src.console import UserError, log
-from src.data import image_tensor, open_image, resized
+from src.data import image_tensor, resized
+from src.images import open_image
 from src.demo import draw_pair
 from src.hardware import prepare_machine
 from src.inputs import list_images

@@ -1,13 +1,15 @@
 """Where things are, on Kaggle or locally, and what is missing."""
 
 import re
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
-from src.console import UserError
+from src.console import UserError, log
+from src.discovery import discover
+from src.pairs import no_column, read_table
 
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
@@ -18,6 +20,7 @@ LOCAL_PLACES = {
     "train_csv": Path("data/splits/train.csv"),
     "val_csv": Path("data/splits/val.csv"),
     "test_root": Path("data/test_dataset/orig_1024"),
+    "sample_csv": Path("data/sample_submission.csv"),
 }
 # Checkpoints of this project before published weights: they are worth more
 LOCAL_CHECKPOINTS = (
@@ -34,6 +37,7 @@ class Inputs:
     train_csv: Path | None
     val_csv: Path | None
     test_root: Path | None
+    sample_csv: Path | None
     checkpoint: Path | None
     out: Path
     kaggle_input: Path | None  # set on Kaggle only
@@ -45,11 +49,16 @@ def find_inputs(settings, kaggle_input=KAGGLE_INPUT):
     Raises UserError when a path given by a flag does not exist.
     """
     on_kaggle = kaggle_input.is_dir()
-    found = search_kaggle(kaggle_input) if on_kaggle else search_local()
-    for name in ("train_csv", "val_csv", "test_root", "checkpoint"):
+    candidates = discover(kaggle_input) if on_kaggle else search_local()
+    found = {name: paths[0] if paths else None for name, paths in candidates.items()}
+    for name, paths in candidates.items():
         given = getattr(settings, name)
         if given is not None:
             found[name] = checked(given, name)
+        elif len(paths) > 1:
+            others = ", ".join(map(str, paths[1:4])) + (", …" if len(paths) > 4 else "")
+            log(f"{name}: {paths[0]} is taken; there is also {others} "
+                f"(`python build.py --set {name}=PATH` or --{name.replace('_', '-')} to choose)")
     out = settings.out or (KAGGLE_WORKING if on_kaggle else Path("outputs"))
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
@@ -69,40 +78,9 @@ def checked(path, name):
 
 
 def search_local():
-    """What lies where the notebook has it."""
-    found = {name: path if path.exists() else None for name, path in LOCAL_PLACES.items()}
-    found["checkpoint"] = next((p for p in LOCAL_CHECKPOINTS if p.is_file()), None)
-    return found
-
-
-def search_kaggle(root, entries_per_folder=1000):
-    """What lies under /kaggle/input, wherever a dataset has put it; the shallowest wins.
-
-    Breadth first, and no folder is listed beyond its first `entries_per_folder` names, so that
-    an image folder costs nothing.
-    """
-    found = {"train_csv": None, "val_csv": None, "test_root": None, "checkpoint": None}
-    folders = deque([root])
-    while folders:
-        folder = folders.popleft()
-        entries = sorted(first_entries(folder, entries_per_folder), key=lambda p: p.name)
-        for path in entries:
-            if path.is_dir():
-                if path.name == "orig_1024":
-                    found["test_root"] = found["test_root"] or path
-                else:
-                    folders.append(path)
-            elif path.name in ("train.csv", "val.csv"):
-                name = f"{path.stem}_csv"
-                found[name] = found[name] or path
-            elif path.suffix in (".pth", ".pt"):
-                found["checkpoint"] = found["checkpoint"] or path
-    return found
-
-
-def first_entries(folder, count):
-    """Up to `count` entries of a folder, in the order the file system gives them."""
-    return [path for path, _ in zip(folder.iterdir(), range(count))]
+    """What lies where the notebook has it, in the form of `discover`."""
+    found = {name: [path] if path.exists() else [] for name, path in LOCAL_PLACES.items()}
+    return {**found, "checkpoint": [path for path in LOCAL_CHECKPOINTS if path.is_file()][:1]}
 
 
 def is_empty(inputs):
@@ -117,8 +95,6 @@ def check_complete(inputs, training):
     if training and inputs.train_csv is None:
         wanted = "train.csv to learn from and no checkpoint of this project to predict with"
         raise UserError(missing(inputs, wanted, "--train-csv or --checkpoint"))
-    if training and inputs.val_csv is None:
-        raise UserError(missing(inputs, "val.csv", "--val-csv"))
     if not training and inputs.checkpoint is None:
         raise UserError(missing(inputs, "checkpoint to predict with", "--checkpoint"))
 
@@ -127,9 +103,51 @@ def missing(inputs, wanted, flag):
     """One sentence: what is missing, what is there instead, and the way out."""
     root = inputs.kaggle_input
     if root:
-        there = ", ".join(sorted(path.name for path in first_entries(root, 20))) or "nothing"
+        there = ", ".join(sorted(path.name for path in root.iterdir())[:20]) or "nothing"
         return f"no {wanted} under {root}, which holds {there}: attach it as a dataset"
     return f"no {wanted}: name it with {flag}"
+
+
+class TestImage(NamedTuple):
+    """A row of the submission to be: its name, and its image (None: there is no such file)."""
+
+    name: str
+    path: Path | None
+
+
+def list_tests(folder, sample_csv=None, limit=None):
+    """The `TestImage`s of a submission, at most `limit`.
+
+    A sample submission decides their names and order; what it lacks, and what the folder lacks, is
+    reported. Without one they are all images of the folder in natural order, named without their
+    last extension.
+    """
+    if sample_csv is None:
+        return [TestImage(path.stem, path) for path in list_images(folder, limit)]
+    table = read_table(sample_csv)
+    if "filename" not in table.columns:
+        raise UserError(f"{sample_csv}: {no_column('filename', table.columns)}")
+    paths = image_files(folder)
+    by_name = {path.stem: path for path in paths} | {path.name: path for path in paths}
+    tests = [TestImage(name, by_name.get(name)) for name in table["filename"]]
+    if len({test.name for test in tests}) < len(tests):
+        raise UserError(f"{sample_csv}: names an image twice")
+    present = {test.path for test in tests} - {None}
+    if not present:
+        raise UserError(f"{sample_csv}: names no image of {folder}; name the right ones with "
+                        "--sample-csv and --test-root")
+    report("in the sample submission but not in the folder; a blank mask stands in for each",
+           [test.name for test in tests if test.path is None])
+    report("in the folder but not in the sample submission, and are left out",
+           [path.name for path in paths if path not in present])
+    return tests[:limit]
+
+
+def report(what, names):
+    """A log line about test images, if there are any"""
+    if names:
+        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+        log(f"{len(names)} test images are {what}: {shown}")
 
 
 def natural_key(name):
@@ -138,19 +156,24 @@ def natural_key(name):
             for part in re.split(r"(\d+)", name) if part], name
 
 
-def list_images(folder, limit=None):
-    """The image files of a folder in natural order, at most `limit`; other files are left out.
-
-    Raises UserError when there is none, or when two would get the same name in the submission.
-    """
+def image_files(folder):
+    """The image files of a folder, by their suffixes, in natural order; others are left out."""
     suffixes = Image.registered_extensions()
-    images = sorted(
+    return sorted(
         (p for p in folder.iterdir()
          if p.suffix.lower() in suffixes and not p.name.startswith(".") and p.is_file()),
         key=lambda p: natural_key(p.name),
     )
+
+
+def list_images(folder, limit=None):
+    """`image_files`, at most `limit`.
+
+    Raises UserError when there is none, or when two would get the same name in the submission.
+    """
+    images = image_files(folder)
     if not images:
-        raise UserError(f"--test-root {folder}: there is no image in this folder")
+        raise UserError(f"{folder}: there is no image in this folder")
     by_stem = {}
     for path in images:
         other = by_stem.setdefault(path.stem, path)

@@ -11,12 +11,15 @@ from src.config import parse_settings
 from src.console import UserError, log, rank
 from src.distributed import join_group, leave_group, merged, relaunch, shard, wait_for_all
 from src.stopping import STARTED, Interrupted, StopWatch
-from src.inputs import BEST_CHECKPOINT, check_complete, find_inputs, is_empty, list_images
+from src.inputs import (
+    BEST_CHECKPOINT, check_complete, find_inputs, is_empty, list_images, list_tests,
+)
 from src.demo import demo_places, make_demo
 from src.hardware import (
-    amp_dtype, choose_device, prediction_dtype, prepare_machine, worker_count,
+    amp_dtype, choose_device, describe_machine, prediction_dtype, prepare_machine, worker_count,
 )
-from src.data import read_pairs
+from src.pairs import read_pairs, shared_images, split_off
+from src.data import without_unreadable, write_skipped
 from src.u2netp import U2NETP
 from src.files import digest
 from src.checkpoint import read_checkpoint, write_checkpoint
@@ -25,18 +28,22 @@ from src.calibration import calibration_of, choose_calibration
 from src.prediction import predict_masks, predictor, validation_pairs
 from src.recipe import UNTRIED, candidate_sizes, choose_recipe
 from src.submission import merge_submission, write_shard
-from src.preview import save_submission_preview, save_validation_preview
+from src.preview import (
+    save_submission_preview, save_training_preview, save_validation_preview, spread,
+)
 
-PREVIEWS = 3  # validation images that are drawn
 KAGGLE_HOURS = 11.5  # Kaggle ends a session after 12
+SCORED = 500  # validation images that the final score looks at
+UNREADABLE_STATUS = 3  # exit status when a test image could not be read
 
 
 def run(settings):
-    """The story: find, train or load, calibrate, predict, write, show."""
+    """The story: find, train or load, calibrate, predict, write, show. Returns the exit status."""
     prepare_machine(settings.seed)
     device = join_group(choose_device(settings.device))
     dtype = prediction_dtype(amp_dtype(settings.amp, device))
     workers = worker_count(settings.workers)
+    log(describe_machine(device))
 
     inputs = find_inputs(settings)
     checkpoint = read_checkpoint(inputs.checkpoint) if inputs.checkpoint else None
@@ -48,24 +55,26 @@ def run(settings):
     check_complete(inputs, training)
     if demo:
         show_demo(inputs, settings.seed)
-    images = list_images(inputs.test_root, settings.limit)
+    tests = list_tests(inputs.test_root, inputs.sample_csv, settings.limit)
     stop = StopWatch(settings.time_limit or (KAGGLE_HOURS if inputs.kaggle_input else None))
     stop.listen()
-    describe(inputs, settings, device, training, len(images))
+    describe(inputs, settings, training, len(tests))
 
     model = U2NETP()
     if checkpoint:
         model.load_state_dict(checkpoint.model_state)
-    photographs = list_images(settings.backgrounds) if settings.backgrounds else ()
-    val_pairs = None
-    if inputs.val_csv:
-        val_pairs = read_pairs(inputs.val_csv, settings.limit, photographs)
-    metrics = []
+    train_pairs, val_pairs = pairs_of(inputs, settings, training)
+    metrics, skipped = [], {}
+    if val_pairs:
+        val_pairs, skipped = without_unreadable(val_pairs, workers)
     if training:
-        train_pairs = read_pairs(inputs.train_csv, settings.limit, photographs)
+        if settings.batch_norm == "auto":
+            settings = replace(settings, batch_norm="frozen" if checkpoint else "trained")
         metrics = train(model, train_pairs, val_pairs, settings, device, inputs.out, stop,
-                        len(images))
+                        len(tests), skipped)
         recipe = {}
+    elif rank() == 0:
+        write_skipped(inputs.out / "skipped.csv", skipped)
     fast = predictor(model, device)
 
     def validate(pairs, recipe):
@@ -82,24 +91,43 @@ def run(settings):
     recipe.update(calibration_for(settings.calibration, recipe, val_pairs, validate))
     if training and rank() == 0:
         write_checkpoint(inputs.out / BEST_CHECKPOINT, model.state_dict(), recipe=recipe)
+    errors = []
     if val_pairs:
-        show_validation(validate(val_pairs.first(PREVIEWS), recipe), recipe, inputs.out)
+        errors = score(val_pairs.first(SCORED), recipe, validate)
 
-    submission, share = inputs.out / "submission.csv", shard(images)
+    began = time.monotonic()
+    submission, share = inputs.out / "submission.csv", shard(tests)
     key = digest([*(t.cpu() for t in model.state_dict().values()),
-                  np.array([repr(recipe), str(dtype), *map(str, images)])])
-    write_shard(submission, key, [path.stem for path in share], lambda done: stop.guarded(
+                  np.array([repr(recipe), str(dtype), *map(str, tests)])])
+    write_shard(submission, key, [test.name for test in share], lambda done: stop.guarded(
         predict_masks(fast, share, recipe, device, dtype, workers, done)))
     wait_for_all()
-    if rank() > 0:
-        return
-    merge_submission(submission, images)
-    save_submission_preview(submission, inputs.out / "preview" / "submission.png")
-    if len(metrics) == settings.epochs:
+    seconds = time.monotonic() - began
+    problems = merge_submission(submission, tests) if rank() == 0 else []
+    if settings.preview:
+        draw_previews(settings.preview, errors, val_pairs, recipe, validate, metrics, inputs.out)
+    if len(metrics) == settings.epochs and rank() == 0:
         (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
-    summary = ", ".join(f"{k} {v}" for k, v in recipe.items() if k not in ("curve", "trials"))
-    log(f"Wrote {submission}: {len(images)} rows, recipe: {summary}; "
-        f"{time.time() - STARTED:.0f} s in all")
+    summarise(recipe, errors, len(tests) / seconds, problems, inputs.out)
+    return UNREADABLE_STATUS if problems else 0
+
+
+def pairs_of(inputs, settings, training):
+    """(training pairs or None, validation pairs or None), one split off the other where only
+    training data are there."""
+    photographs = list_images(settings.backgrounds) if settings.backgrounds else ()
+    train_pairs = val_pairs = None
+    if training:
+        train_pairs = read_pairs(inputs.train_csv, settings.limit, photographs)
+    if inputs.val_csv:
+        val_pairs = read_pairs(inputs.val_csv, settings.limit, photographs)
+    elif training:
+        train_pairs, val_pairs = split_off(train_pairs)
+        log(f"No validation CSV: {len(val_pairs)} of the training rows validate")
+    if training and (shared := shared_images(train_pairs, val_pairs)):
+        log(f"WARNING: {shared} validation images are training images too; the validation MSE "
+            "promises too much")
+    return train_pairs, val_pairs
 
 
 def calibration_for(wanted, recipe, val_pairs, validate):
@@ -119,13 +147,39 @@ def calibration_for(wanted, recipe, val_pairs, validate):
     return chosen
 
 
-def show_validation(pairs, recipe, out):
-    """Draw validation images, of all processes, with their calibrated predictions."""
+def score(pairs, recipe, validate):
+    """The MSE of each validation image at its own size, by the final recipe."""
     calibrate = calibration_of(recipe)
-    shown = merged([(image, calibrate(prediction), truth, path)
-                    for image, prediction, truth, path in pairs])
-    if rank() == 0:
-        save_validation_preview(shown, out / "preview" / "validation.png")
+    return merged([float(np.square(calibrate(prediction) - truth).mean())
+                   for _, prediction, truth, _ in validate(pairs, recipe)])
+
+
+def draw_previews(count, errors, val_pairs, recipe, validate, metrics, out):
+    """Write preview/*.png; a picture that cannot be drawn costs a log line, not the run."""
+    rows = []
+    if errors:
+        calibrate = calibration_of(recipe)
+        chosen = dict(sorted(spread(errors, count)))
+        mask = np.isin(np.arange(len(val_pairs)), list(chosen))
+        shown = merged([(image, calibrate(prediction), truth, path) for image, prediction, truth,
+                        path in validate(val_pairs.where(mask), recipe)])
+        rows = [(image, prediction, truth, f"{title}: {path.rsplit('/', 1)[-1]}")
+                for (image, prediction, truth, path), title in zip(shown, chosen.values())]
+        rows.sort(key=lambda row: -np.square(row[1] - row[2]).mean())
+    pictures = {
+        "validation.png": rows and (save_validation_preview, rows),
+        "training.png": metrics and (save_training_preview, metrics),
+        "submission.png": (lambda csv, path: save_submission_preview(csv, path, count),
+                           out / "submission.csv"),
+    }
+    for name, drawing in pictures.items() if rank() == 0 else ():
+        if not drawing:
+            continue
+        draw, shown = drawing
+        try:
+            draw(shown, out / "preview" / name)
+        except Exception as error:  # whatever a picture fails with, the results are there
+            log(f"preview/{name} was not drawn: {error}")
 
 
 def show_demo(inputs, seed):
@@ -141,25 +195,45 @@ def show_demo(inputs, seed):
     wait_for_all()
 
 
-def describe(inputs, settings, device, training, image_count):
+def describe(inputs, settings, training, test_count):
     """The header of the log: what was found and what will be done."""
-    log(f"Mode: {'train and predict' if training else 'predict'} on {device}")
-    for name in ("train_csv", "val_csv", "test_root", "checkpoint", "out"):
+    log(f"Mode: {'train and predict' if training else 'predict'} {test_count} test images")
+    for name in ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint", "out"):
         log(f"  {name}: {getattr(inputs, name) or '-'}")
-    log(f"  test images: {image_count}")
-    log(f"Settings: {settings}")
+    log("Settings: " + ", ".join(f"{name} {value}" for name, value in vars(settings).items()
+                                 if value is not None and not hasattr(inputs, name)))
     if training and inputs.checkpoint is None:
         log("No checkpoint to start from: the network learns from random weights")
 
 
+def summarise(recipe, errors, images_per_second, problems, out):
+    """The end of the log: how good, how fast, what was written, what could not be read."""
+    shown = ", ".join(f"{k} {v}" for k, v in recipe.items() if k not in ("curve", "trials"))
+    log(f"Done in {time.time() - STARTED:.0f} s. Recipe: {shown}")
+    if errors:
+        mse = np.mean(errors)
+        log(f"  validation MSE {mse:.6f} in 0..1, {mse * 255**2:.1f} in 0..255, over {len(errors)} "
+            "images of their own size")
+    log(f"  predicted {images_per_second:.2f} images/s")
+    for path in sorted(out.glob("*.*")) + sorted(out.glob("preview/*.png")):
+        if path.stat().st_mtime >= STARTED:
+            log(f"  wrote {path} ({path.stat().st_size:,} bytes)")
+    for name, reason in problems[:20]:
+        log(f"  BLANK MASK for {name}: {reason}")
+    if problems:
+        log(f"{len(problems)} test images could not be read; their masks are blank, and the exit "
+            f"status is {UNREADABLE_STATUS}")
+
+
 def main(argv=None):
-    """Run from the command line; returns the exit status: 2 for bad input, 128 + the signal's
-    number after a signal."""
+    """Run from the command line; returns the exit status: 2 for bad input, 3 when test images were
+    unreadable, 128 + the signal's number after a signal."""
     settings = parse_settings(argv)
     relaunch(settings.gpus, settings.device)
     try:
-        run(settings)
+        status = run(settings)
         leave_group()
+        return status
     except (UserError, Interrupted) as error:
         # Loaders that the error has left behind end their workers here, in order, not at exit.
         traceback.clear_frames(error.__traceback__)
@@ -168,9 +242,12 @@ def main(argv=None):
             return 128 + error.args[0]
         # A DataLoader worker's error arrives with the worker's traceback before its sentence.
         sentence = str(error).strip().rsplit("UserError: ", 1)[-1]
-        print(f"error: {sentence}", file=sys.stderr)
-        return 2
-    return 0
+    except OSError as error:  # no room, no permission: the system's own words name the file
+        if error.strerror is None:
+            raise
+        sentence = f"{error.filename or 'writing results'}: {error.strerror}"
+    print(f"error: {sentence}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

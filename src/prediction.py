@@ -90,18 +90,18 @@ def full_alphas(model, loader, recipe, device, dtype, title, done=0):
     yield from mapped_ahead(finish, small_alphas())
 
 
-def predict_masks(model, paths, recipe, device, dtype=None, workers=0, done=0):
-    """Yields (file name without its last extension, uint8 mask [H,W] of the image's own size).
+def predict_masks(model, tests, recipe, device, dtype=None, workers=0, done=0):
+    """Yields (name, uint8 mask [H,W] of the image's own size, "" or why the mask is blank).
 
-    model: what `predictor` returns; recipe: {"predict_size": side of the network's input, "flip":
+    tests: list of TestImage; model: what `predictor` returns; recipe: {"predict_size": side of the network's input, "flip":
     average with the mirrored image, "refine": see at_full_size, "calibration": see
-    calibration_of}. The first `done` paths are left out.
+    calibration_of}. The first `done` tests are left out.
     """
     calibrate = calibration_of(recipe)
-    loader = make_loader(TestSet(paths[done:], recipe["predict_size"]), 1, workers, device)
-    alphas = full_alphas(model, loader, recipe, device, dtype, "predict", done)
-    for path, (_, alpha) in zip(paths[done:], alphas):
-        yield path.stem, to_uint8(calibrate(alpha))
+    loader = make_loader(TestSet(tests[done:], recipe["predict_size"]), 1, workers, device)
+    for batch, alpha in full_alphas(model, loader, recipe, device, dtype, "predict", done):
+        problem = batch["problem"][0]
+        yield batch["name"][0], to_uint8(calibrate(alpha) * (not problem)), problem
 
 
 def validation_pairs(model, pairs, recipe, device, dtype=None, workers=0):

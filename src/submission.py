@@ -14,6 +14,7 @@ from src.console import UserError, rank
 from src.distributed import world_size
 from src.files import replacing
 from src.hardware import mapped_ahead
+from src.images import declared_size
 
 HEADER = ("filename", "image_utf")
 csv.field_size_limit(2**31 - 1)  # a mask is one field
@@ -38,7 +39,8 @@ def write_shard(csv_path, key, names, predict):
     """Write this process's rows beside the CSV to be, going on where a killed run stopped.
 
     key: a text that is the same only for the same masks; names: of this process's images in order;
-    predict: number of rows that are there already -> (name, uint8 mask [H,W]) of the others.
+    predict: number of rows that are there already -> (name, uint8 mask [H,W], "" or why the mask
+    is blank) of the others.
     """
     path = shard_paths(csv_path)[rank()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,11 +49,17 @@ def write_shard(csv_path, key, names, predict):
         writer = csv.writer(file, lineterminator="\n")
         if done is None:
             file.truncate(0)
-            writer.writerow((key, ""))
-        rows = mapped_ahead(lambda item: (item[0], encode_mask(item[1])), predict(done or 0))
+            writer.writerow((key, "", ""))
+        rows = mapped_ahead(encoded_row, predict(done or 0))
         for row in rows:
             writer.writerow(row)
             file.flush()
+
+
+def encoded_row(item):
+    """(name, mask, problem) with the mask as text"""
+    name, mask, problem = item
+    return name, encode_mask(mask), problem
 
 
 def whole_rows(path, key, names):
@@ -60,7 +68,7 @@ def whole_rows(path, key, names):
     if not path.exists():
         return None
     with open(path, "r+b") as file:
-        if file.readline() != f"{key},\n".encode():
+        if file.readline() != f"{key},,\n".encode():
             return None
         done, end = 0, file.tell()
         for line in file:
@@ -78,11 +86,13 @@ def shard_paths(csv_path):
             for number in range(world_size())]
 
 
-def merge_submission(csv_path, paths):
+def merge_submission(csv_path, tests):
     """Put the rows of all processes together in the order of the test images, and check them.
 
-    The file takes its place only after the check; see check_submission.
+    The file takes its place only after the check; see check_submission. Returns the (name, reason)
+    of each row whose mask is blank because its image cannot be read.
     """
+    problems = []
     with ExitStack() as stack, replacing(csv_path) as part:
         with open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
@@ -92,11 +102,14 @@ def merge_submission(csv_path, paths):
             for shard_rows in shards:
                 next(shard_rows)  # the key
             for rows in zip_longest(*shards):
-                writer.writerows(row for row in rows if row is not None)
+                for name, text, problem in filter(None, rows):
+                    writer.writerow((name, text))
+                    problems += [(name, problem)] if problem else []
         # Here, so that rows which do not pass the check are not taken up again.
         for path in shard_paths(csv_path):
             path.unlink()
-        check_submission(part, paths)
+        check_submission(part, tests)
+    return problems
 
 
 def read_rows(csv_path):
@@ -109,25 +122,26 @@ def read_rows(csv_path):
         yield from rows.itertuples(index=False, name=None)
 
 
-def check_submission(csv_path, paths):
-    """Raise UserError unless the CSV has, for each image path in order, one row with its name and
-    a mask of its size."""
+def check_submission(csv_path, tests):
+    """Raise UserError unless the CSV has, for each `TestImage` in order, one row with its name and
+    a mask of its image's size (any size for an image that does not tell its own)."""
     count = 0
     for count, (name, text) in enumerate(read_rows(csv_path), 1):
-        if count > len(paths) or name != paths[count - 1].stem:
-            expected = paths[count - 1].stem if count <= len(paths) else "the end"
+        expected = tests[count - 1].name if count <= len(tests) else "the end"
+        if count > len(tests) or name != expected:
             raise UserError(f"{csv_path}, row {count}: is {name!r} where {expected!r} belongs")
         try:
             height, width = decode_mask(text).shape
         except (OSError, ValueError) as error:
             raise UserError(f"{csv_path}, row {count} ({name}): {error}") from None
-        with Image.open(paths[count - 1]) as image:
-            if image.size != (width, height):
-                raise UserError(
-                    f"{csv_path}, row {count} ({name}): the mask is {width}x{height}, its image "
-                    f"{image.width}x{image.height}")
-    if count != len(paths):
-        raise UserError(f"{csv_path}: has {count} rows for {len(paths)} images")
-    names = {path.stem for path in paths}
-    if len(names) != len(paths):
-        raise UserError(f"{csv_path}: names {len(paths) - len(names)} images more than once")
+        path = tests[count - 1].path
+        size = path and declared_size(path)
+        if size and size != (width, height):
+            raise UserError(
+                f"{csv_path}, row {count} ({name}): the mask is {width}x{height}, its image "
+                f"{size[0]}x{size[1]}")
+    if count != len(tests):
+        raise UserError(f"{csv_path}: has {count} rows for {len(tests)} images")
+    names = {test.name for test in tests}
+    if len(names) != len(tests):
+        raise UserError(f"{csv_path}: names {len(tests) - len(names)} images more than once")

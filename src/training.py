@@ -11,12 +11,14 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import default_collate
 
 from src.augment import JointAugment
 from src.checkpoint import read_checkpoint, unpickled, write_checkpoint
 from src.console import UserError, log, progress, rank
-from src.data import ShuffledEpochs, TrainingSet, ValidationSet, make_loader, share_loader
+from src.data import (
+    ShuffledEpochs, TrainingSet, ValidationSet, check_share, collated, make_loader, share_loader,
+    write_skipped,
+)
 from src.distributed import (
     agree, average_buffers, merged, sum_over_processes, wait_for_all, world_size,
 )
@@ -34,22 +36,24 @@ STEPS_PER_CHECK = 16  # on a GPU, where looking at a loss waits for all work bef
 LAST_CHECKPOINT = "last.pth"
 # Settings that decide the weights; --workers, --time-limit and the like do not.
 DECISIVE = ("seed", "epochs", "lr", "train_size", "train_batch", "crop_scale", "predict_size",
-            "schedule", "ema", "amp")
+            "schedule", "ema", "amp", "batch_norm")
 
 
 class Run:
     """Everything that one training run carries from step to step, and that last.pth holds.
 
     epoch and batch: the position, `batch` batches of `epoch` are done. totals: float64
-    (loss, MSE, samples) summed over the epoch so far. best: the lowest validation MSE.
+    (loss, MSE, samples) summed over the epoch so far. best: the lowest validation MSE. skipped:
+    {image path: reason} of the pairs that could not be read.
     """
 
     PARTS = ("ema", "optimizer", "scheduler", "scaler")
-    VALUES = ("epoch", "batch", "best", "metrics", "totals")
+    VALUES = ("epoch", "batch", "best", "metrics", "totals", "skipped")
 
     def __init__(self, model, settings, device, steps_per_epoch):
         self.model = model.to(device, memory_format=torch.channels_last)
         self.device, self.dtype = device, amp_dtype(settings.amp, device)
+        self.frozen_norms = settings.batch_norm == "frozen"
         self.pieces = 1  # that a batch is computed in
         self.non_finite = 0  # losses in a row that were NaN or infinite
         self.parallel = self.model
@@ -79,7 +83,7 @@ class Run:
             # that the validation MSE changes by half when the weights hardly change at all.
             self.ema = AveragedModel(
                 model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-        self.epoch, self.batch, self.best, self.metrics = 1, 0, math.inf, []
+        self.epoch, self.batch, self.best, self.metrics, self.skipped = 1, 0, math.inf, [], {}
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
 
     def state_dict(self):
@@ -122,17 +126,19 @@ def cosine_with_warm_up(steps):
 # ---------------------------------------------------------------- the loop
 
 
-def train(model, train_pairs, val_pairs, settings, device, out, stop, test_count=0):
+def train(model, train_pairs, val_pairs, settings, device, out, stop, test_count=0, skipped=()):
     """Train the model in place; it ends with the weights of its best validation.
 
-    Writes in `out`: u2netp_best.pth whenever the validation MSE falls, metrics.csv after every
-    epoch, last.pth after every epoch and every `save_minutes`. A last.pth of the same settings and
+    Writes in `out`: u2netp_best.pth whenever the validation MSE falls, metrics.csv and skipped.csv
+    after every epoch, last.pth after every epoch and every `save_minutes`. A last.pth of the same settings and
     data is continued, to the same weights as without the interruption (to the bit on a CPU).
 
     stop: a StopWatch; test_count: the images to predict afterwards, for which its time limit must
-    leave room. Returns the metrics, a dict for each finished epoch. Raises Interrupted, after
-    saving, when a signal came; UserError when last.pth is of another configuration, or when three
-    losses in a row are not finite (the best checkpoint is kept).
+    leave room; skipped: {image path: reason} of validation pairs that were left out. Returns the
+    metrics, a dict for each finished epoch. Raises Interrupted, after saving, when a signal came;
+    UserError when last.pth is of another configuration, when three losses in a row are not finite
+    (the best checkpoint is kept), or when more than a twentieth of the training pairs cannot be
+    read.
     """
     size = settings.predict_size or settings.train_size
     workers = worker_count(settings.workers)
@@ -142,8 +148,9 @@ def train(model, train_pairs, val_pairs, settings, device, out, stop, test_count
     train_loader = make_loader(train_set, settings.train_batch, workers, device, sampler)
     val_set = ValidationSet(val_pairs, size)
     val_loader = share_loader(val_set, settings.train_batch, workers, device)
-    first_train = collated(train_set, islice(sampler, settings.train_batch))
-    first_val = collated(val_set, range(min(4, len(val_pairs))))
+    # Made in this process, without waking a loader's workers
+    first_train = collated([train_set[key] for key in islice(sampler, settings.train_batch)])
+    first_val = collated([val_set[index] for index in range(min(4, len(val_pairs)))])
     describe_batch("train", first_train)
     describe_batch("val", first_val)
 
@@ -155,6 +162,7 @@ def train(model, train_pairs, val_pairs, settings, device, out, stop, test_count
     }
     steps = len(train_loader)
     run = Run(model, settings, device, steps)
+    run.skipped.update(skipped)
     resume(run, out / LAST_CHECKPOINT, configuration)
     candidates = {"": model} if run.ema is None else {"": model, ", moving average": run.ema.module}
     timing = {"val": 0.0}
@@ -214,11 +222,14 @@ def train_epoch(run, loader, must_end, save, save_seconds):
 
     must_end: () -> [out of time, interrupted], what this returns too.
     """
-    run.model.train()
+    set_train_mode(run.model, run.frozen_norms)
     guard = NonFiniteGuard(run)
     check_every = STEPS_PER_CHECK if run.device.type == "cuda" else 1
     last_save, ending = time.monotonic(), [False, False]
     for batch in progress(loader, f"train {run.epoch}", done=run.batch):
+        if batch["skipped"]:
+            run.skipped.update(batch["skipped"])
+            check_share(run.skipped, len(loader.dataset), "training")
         guard.note(train_step(run, batch), batch["path"])
         run.batch += 1
         if run.batch % check_every == 0:
@@ -231,6 +242,14 @@ def train_epoch(run, loader, must_end, save, save_seconds):
                 break
     guard.check()
     return ending
+
+
+def set_train_mode(model, frozen_norms):
+    """Training mode; frozen batch norms keep their statistics and train scale and shift only."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.train(not frozen_norms)
 
 
 def train_step(run, batch):
@@ -371,7 +390,10 @@ def finish_epoch(run, val_loss, val_mse, out):
     })
     run.totals = torch.zeros_like(run.totals)
     run.epoch, run.batch = run.epoch + 1, 0
+    for others in merged([run.skipped]):
+        run.skipped.update(others)
     if rank() == 0:
+        write_skipped(out / "skipped.csv", run.skipped)
         with replacing(out / "metrics.csv") as part:
             pd.DataFrame(run.metrics).to_csv(part, index=False)
 
@@ -406,21 +428,16 @@ def seconds_per_image(model, batch, device, dtype):
 
 def seconds_to_finish(val_seconds, val_count, test_count):
     """What must be left when training ends: two validations, the choice of a recipe (at two sizes,
-    with and without mirroring), a calibration and the prediction (at the dearest recipe, with
-    decoding and encoding), half as much again for safety, and half a minute.
+    with and without mirroring), a calibration, the final score and the prediction (at the dearest
+    recipe, with decoding and encoding), half as much again for safety, and half a minute.
 
     val_seconds: a validation image's share of the time, all processes together.
     """
     overhead = 0.2 / world_size()
     recipes = min(val_count, 64) * (6 * val_seconds + 4 * overhead)
-    calibration = val_count * (4 * val_seconds + overhead)
+    calibration = 2 * val_count * (4 * val_seconds + overhead)
     prediction = test_count * (4 * val_seconds + overhead)
     return 1.5 * (2 * val_count * val_seconds + recipes + calibration + prediction) + 30
-
-
-def collated(dataset, keys):
-    """A batch made in this process, without waking a loader's workers."""
-    return default_collate([dataset[key] for key in keys])
 
 
 def describe_batch(title, batch):

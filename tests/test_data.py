@@ -1,7 +1,6 @@
-"""The CSV contract, decoding, and randomness that does not depend on workers."""
+"""Decoded pairs, batches, and randomness that does not depend on workers."""
 
 import os
-import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,58 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import draw
-
-
-def rewrite(csv, prefix):
-    table = pd.read_csv(csv)
-    for column in table:
-        table[column] = [os.path.join(prefix, name) for name in table[column]]
-    table.to_csv(csv, index=False)
-
-
-def test_paths_may_be_relative_to_the_csv(kernel, small_data):
-    pairs = kernel.read_pairs(small_data.train)
-    assert len(pairs) == 4 and all(map(os.path.isfile, pairs[3]))
-
-
-def test_paths_may_be_absolute(kernel, small_data):
-    rewrite(small_data.train, small_data.folder)
-    assert kernel.read_pairs(small_data.train)[0][0] == str(
-        small_data.folder / "images" / "train0.png")
-
-
-def test_paths_may_be_relative_to_the_working_folder(kernel, small_data, tmp_path, monkeypatch):
-    elsewhere = tmp_path / "elsewhere" / "train.csv"
-    elsewhere.parent.mkdir()
-    shutil.move(small_data.train, elsewhere)
-    monkeypatch.chdir(small_data.folder)
-    assert os.path.isfile(kernel.read_pairs(elsewhere)[0][0])
-
-
-def test_paths_may_be_relative_to_a_folder_above_the_csv(kernel, small_data):
-    splits = small_data.folder / "splits" / "fold0"
-    splits.mkdir(parents=True)
-    shutil.move(small_data.train, splits / "train.csv")
-    assert os.path.isfile(kernel.read_pairs(splits / "train.csv")[0][0])
-
-
-def test_limit_takes_the_first_rows(kernel, small_data):
-    pairs = kernel.read_pairs(small_data.train, limit=2)
-    assert [os.path.basename(pairs[i][0]) for i in range(2)] == ["train0.png", "train1.png"]
-    assert len(pairs) == 2
-
-
-@pytest.mark.parametrize("text, named", [
-    ("image,alpha_path\na,b\n", "image_path"), ("image_path,alpha_path\n", "no rows"),
-    ("image_path,alpha_path\nx.png,y.png\n", "x.png"),
-])
-def test_a_csv_that_cannot_work_is_refused(kernel, tmp_path, text, named):
-    csv = tmp_path / "train.csv"
-    csv.write_text(text)
-    with pytest.raises(kernel.UserError, match=named) as refusal:
-        kernel.read_pairs(csv)
-    assert str(csv) in str(refusal.value)
+from conftest import draw, write_pairs
 
 
 def training_set(kernel, csv, seed=1):
@@ -131,10 +79,10 @@ def test_alpha_of_another_size_is_resized_and_of_another_shape_refused(kernel, t
 
 
 def test_test_images_come_with_name_and_original_size(kernel, small_data):
-    data = kernel.TestSet(kernel.list_images(small_data.test), 64)
+    data = kernel.TestSet(kernel.list_tests(small_data.test), 64)
     item = data[1]
-    assert (item["path"], item["full"].shape, item["img"].shape) == (
-        "10.png", (40, 50, 3), (3, 64, 64))
+    assert (item["name"], item["full"].shape, item["img"].shape, item["problem"]) == (
+        "10", (40, 50, 3), (3, 64, 64), "")
 
 
 def cut_outs(folder, rows):
@@ -207,12 +155,72 @@ def test_backdrops_of_every_size(kernel, size):
     assert shadow.size == size and np.asarray(shadow).mean() < np.asarray(backdrop).mean()
 
 
-def test_magick_sized_csvs_open_quickly_and_without_an_object_a_row(kernel, tmp_path):
-    """140,000 rows: two arrays, a few dozen bytes a row, nothing for workers to copy."""
-    csv = cut_outs(tmp_path, "image_path\na.png\n" + "".join(
-        f"images/{i % 256:02x}/{i:032x}.png\n" for i in range(140_000)))
-    pairs = kernel.read_pairs(csv)
-    assert len(pairs) == 140_001
-    assert pairs.images.dtype.kind == pairs.alphas.dtype.kind == "S"
-    assert pairs.images.nbytes + pairs.alphas.nbytes < 40e6
-    assert pairs[140_000][0].endswith(f"{139_999:032x}.png")
+def broken(data, *names):
+    for name in names:
+        (data.folder / "images" / f"{name}.png").write_bytes(b"no picture")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_next_pair_stands_in_for_one_that_cannot_be_read(kernel, small_data, workers):
+    broken(small_data, "train2")
+    data = training_set(kernel, small_data.train)
+    loader = kernel.make_loader(data, 4, workers, torch.device("cpu"), [(1, i) for i in range(4)])
+    (batch,) = loader
+    assert [os.path.basename(path) for path in batch["path"]] == [
+        "train0.png", "train1.png", "train3.png", "train3.png"]
+    ((path, reason),) = batch["skipped"]
+    assert path.endswith("train2.png") and "cannot be read as an image" in reason
+
+
+def test_a_training_set_that_cannot_be_read_at_all_ends_the_run(kernel, small_data):
+    broken(small_data, *(f"train{i}" for i in range(4)))
+    with pytest.raises(kernel.UserError, match="4 training pairs in a row cannot be read"):
+        training_set(kernel, small_data.train)[1, 0]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_validation_pairs_are_left_out(kernel, tmp_path, workers):
+    pairs = kernel.read_pairs(write_pairs(tmp_path, 40, size=8, name="val"))
+    (tmp_path / "alphas" / "val7.png").unlink()
+    (tmp_path / "images" / "val9.png").write_bytes(b"")
+    rest, unreadable = kernel.without_unreadable(pairs, workers)
+    assert len(rest) == 38 and pairs[7][0] not in [rest[i][0] for i in range(38)]
+    assert sorted(map(os.path.basename, unreadable)) == ["val7.png", "val9.png"]
+    assert "val7.png: cannot be read" in unreadable[pairs[7][0]]
+    (tmp_path / "images" / "val11.png").write_bytes(b"")
+    with pytest.raises(kernel.UserError, match="3 of 40 validation pairs .* more than 5%"):
+        kernel.without_unreadable(pairs, workers)
+
+
+def test_skipped_pairs_are_listed(kernel, tmp_path, capsys):
+    kernel.write_skipped(tmp_path / "skipped.csv", {})
+    assert not list(tmp_path.iterdir()) and not capsys.readouterr().out
+    kernel.write_skipped(tmp_path / "skipped.csv", {"b.png": "is, broken", "a.png": "too"})
+    table = pd.read_csv(tmp_path / "skipped.csv")
+    assert table.to_dict("list") == {"image_path": ["a.png", "b.png"],
+                                     "reason": ["too", "is, broken"]}
+    assert "2 pairs cannot be read" in capsys.readouterr().out
+
+
+def test_an_opaque_image_is_no_cut_out(kernel, tmp_path):
+    draw(tmp_path / "a.png", np.zeros((9, 9, 3), np.uint8))
+    with pytest.raises(kernel.UserError, match="a.png: is opaque"):
+        kernel.open_layers(tmp_path / "a.png", "")
+
+
+def test_an_unreadable_test_image_is_black_of_its_declared_or_the_commonest_size(
+        kernel, small_data):
+    folder = small_data.test
+    whole = (folder / "10.png").read_bytes()
+    (folder / "10.png").write_bytes(whole[:len(whole) // 2])
+    draw(folder / "11.png", np.zeros((64, 64, 3), np.uint8))
+    (folder / "12.png").write_bytes(b"no image")
+    tests = [*kernel.list_tests(folder), kernel.TestImage("gone", None)]
+    items = {item["name"]: item for item in kernel.TestSet(tests, 32)}
+    shapes = {name: item["full"].shape for name, item in items.items()}
+    assert shapes == {"2": (64, 64, 3), "10": (40, 50, 3), "11": (64, 64, 3), "12": (64, 64, 3),
+                      "a.b": (90, 33, 3), "gone": (64, 64, 3)}
+    assert [name for name, item in items.items() if item["problem"]] == ["10", "12", "gone"]
+    assert "12.png: cannot be read" in items["12"]["problem"] and not items["12"]["full"].any()
+    alone = kernel.TestSet([kernel.TestImage("gone", None)], 32)
+    assert alone[0]["full"].shape == (1024, 1024, 3)

@@ -35,7 +35,8 @@ import dataclasses, sys, torch
 from pathlib import Path
 from src.config import Settings
 from src.console import rank
-from src.data import ShuffledEpochs, TrainingSet, make_loader, read_pairs
+from src.data import ShuffledEpochs, TrainingSet, make_loader
+from src.pairs import read_pairs
 from src.distributed import average_buffers, join_group, leave_group, world_size
 from src.augment import JointAugment
 from src.hardware import prepare_machine

@@ -14,7 +14,8 @@ from conftest import CUTOUTS
 from src import import_onnx
 from src.checkpoint import halved, read_checkpoint, write_checkpoint
 from src.console import UserError
-from src.data import ValidationSet, alpha_tensor, image_tensor, read_pairs
+from src.data import ValidationSet, alpha_tensor, image_tensor
+from src.pairs import read_pairs
 from src.demo import draw_pair
 from src.losses import matte_loss
 from src.u2netp import U2NETP

@@ -56,18 +56,19 @@ def test_predict_takes_the_best_checkpoint_of_an_earlier_run(kernel, empty_folde
     assert find(kernel, NO_KAGGLE, "--mode", "predict").checkpoint == best
 
 
-def test_kaggle_layouts_are_searched(kernel, tmp_path, empty_folder):
+def test_kaggles_folders_are_taken_and_flags_override(kernel, tmp_path, empty_folder, capsys):
     root = tmp_path / "input"
-    train = touch(root / "datasets" / "someone" / "magick" / "splits" / "train.csv")
-    val = touch(root / "datasets" / "someone" / "magick" / "splits" / "val.csv")
-    weights = touch(root / "my-weights" / "u2netp.pth")
-    for number in range(30):
-        touch(root / "datasets" / "someone" / "magick" / "images" / f"{number}.png")
-    test = root / "competitions" / "matting" / "test" / "orig_1024"
-    touch(test / "1.png")
+    for name in ("one", "two"):
+        touch(root / name / "train.csv").write_text("image_path,alpha_path\n")
+    (root / "matting" / "orig_1024").mkdir(parents=True)
     inputs = find(kernel, root)
-    assert (inputs.train_csv, inputs.val_csv, inputs.test_root) == (train, val, test)
-    assert (inputs.checkpoint, inputs.out) == (weights, Path("/kaggle/working"))
+    assert inputs.train_csv == root / "one" / "train.csv"
+    assert (inputs.out, inputs.kaggle_input) == (Path("/kaggle/working"), root)
+    said = capsys.readouterr().out
+    assert f"{root / 'one' / 'train.csv'} is taken; there is also" in said
+    assert "--set train_csv=PATH" in said and "test_root" not in said
+    other = find(kernel, root, "--train-csv", root / "two" / "train.csv")
+    assert other.train_csv == root / "two" / "train.csv" and not capsys.readouterr().out
 
 
 def test_a_missing_test_folder_on_kaggle_lists_what_is_there(kernel, tmp_path, empty_folder):
@@ -79,7 +80,6 @@ def test_a_missing_test_folder_on_kaggle_lists_what_is_there(kernel, tmp_path, e
 
 @pytest.mark.parametrize("training, given, flag", [
     (True, ["test_root"], "--train-csv or --checkpoint"),
-    (True, ["test_root", "train_csv"], "--val-csv"),
     (False, ["test_root"], "--checkpoint"), (False, ["train_csv"], "--test-root"),
 ])
 def test_what_is_missing_is_named_with_its_flag(
@@ -110,3 +110,27 @@ def test_an_empty_folder_and_two_files_of_one_name_are_refused(kernel, tmp_path)
     touch(tmp_path / "1.jpg")
     with pytest.raises(kernel.UserError, match="1.jpg and 1.png"):
         kernel.list_images(tmp_path)
+
+
+def sample(folder, *names):
+    path = folder / "sample_submission.csv"
+    path.write_text("filename,image_utf\n" + "".join(f"{name},x\n" for name in names))
+    return path
+
+
+def test_a_sample_submission_decides_names_and_order(kernel, small_data, capsys):
+    csv = sample(small_data.folder, "a.b", "2.png", "007")
+    tests = kernel.list_tests(small_data.test, csv)
+    assert tests == [("a.b", small_data.test / "a.b.png"), ("2.png", small_data.test / "2.png"),
+                     ("007", None)]
+    said = capsys.readouterr().out
+    assert "1 test images are in the sample submission but not in the folder" in said
+    assert "007" in said and "left out: 10.png" in said
+    assert len(kernel.list_tests(small_data.test, csv, 2)) == 2
+
+
+@pytest.mark.parametrize("names, says", [
+    (["x", "y"], "names no image of"), (["2", "2"], "names an image twice")])
+def test_a_sample_submission_of_something_else_is_refused(kernel, small_data, names, says):
+    with pytest.raises(kernel.UserError, match=says):
+        kernel.list_tests(small_data.test, sample(small_data.folder, *names))

@@ -49,7 +49,7 @@ def test_validation_compares_at_the_images_own_size(kernel, small_data):
 
 
 def test_done_images_are_left_out(kernel, small_data):
-    paths = kernel.list_images(small_data.test)
+    paths = kernel.list_tests(small_data.test)
     recipe = PLAIN
     model = kernel.predictor(trained(kernel), CPU)
     whole = list(kernel.predict_masks(model, paths, recipe, CPU))
@@ -72,20 +72,20 @@ def test_mapping_ahead_keeps_order_and_bounds(kernel):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_masks_have_their_images_names_sizes_and_order(kernel, small_data, workers):
-    paths = kernel.list_images(small_data.test)
+    paths = kernel.list_tests(small_data.test)
     recipe = PLAIN
     masks = list(kernel.predict_masks(
         kernel.predictor(kernel.U2NETP(), CPU), paths, recipe, CPU, workers=workers))
-    assert [name for name, _ in masks] == ["2", "10", "a.b"]
-    assert [mask.shape for _, mask in masks] == [(64, 64), (40, 50), (90, 33)]
-    assert all(mask.dtype == np.uint8 for _, mask in masks)
+    assert [name for name, *_ in masks] == ["2", "10", "a.b"]
+    assert [mask.shape for _, mask, _ in masks] == [(64, 64), (40, 50), (90, 33)]
+    assert all(mask.dtype == np.uint8 for _, mask, _ in masks)
 
 
 def test_at_the_images_own_size_nothing_is_lost(kernel, small_data):
     """The mask is the matte of the pixels themselves, to the last level."""
     path = small_data.test / "2.png"
     masks = kernel.predict_masks(
-        EchoRed(), [path], {**PLAIN, "predict_size": 64}, CPU)
+        EchoRed(), [kernel.TestImage("2", path)], {**PLAIN, "predict_size": 64}, CPU)
     red = np.asarray(kernel.open_image(path, "RGB"))[..., 0]
     assert np.array_equal(next(masks)[1], red)
 
@@ -97,7 +97,7 @@ def test_values_are_rounded_not_truncated(kernel):
 
 
 def test_the_recipes_calibration_is_applied(kernel, small_data):
-    path = small_data.test / "10.png"
+    path = kernel.TestImage("10", small_data.test / "10.png")
     plain, stretched = (
         next(kernel.predict_masks(EchoRed(), [path],
                                   {**PLAIN, "predict_size": 64, "calibration": name}, CPU))[1]
@@ -136,7 +136,7 @@ def test_mirroring_averages_with_the_mirrored_image(kernel, small_data):
         def matte(self, x):
             return torch.linspace(0, 1, x.shape[3]).expand(len(x), 1, *x.shape[2:])
 
-    path = [small_data.test / "2.png"]
+    path = [kernel.TestImage("2", small_data.test / "2.png")]
     masks = {flip: next(kernel.predict_masks(
         Ramp(), path, {**PLAIN, "predict_size": 64, "flip": flip}, CPU))[1] for flip in (0, 1)}
     assert masks[0][0, 0] == 0 and masks[0][0, -1] == 255

@@ -12,7 +12,7 @@ def test_validation_rows_show_image_truth_prediction_difference(kernel, tmp_path
     kernel.save_validation_preview(rows, tmp_path / "preview" / "validation.png")
     picture = np.asarray(Image.open(tmp_path / "preview" / "validation.png").convert("L"))
     cell, gap, label = kernel.CELL, kernel.GAP, kernel.LABEL
-    assert picture.shape == (2 * (cell + label + gap) + gap, 4 * (cell + gap) + gap)
+    assert picture.shape == (2 * (cell + label + gap) + gap, 5 * (cell + gap) + gap)
     middle = gap + label + cell // 2
     columns = [gap + i * (cell + gap) + cell // 2 for i in range(4)]
     levels = [int(picture[middle, x + 10]) for x in columns]
@@ -25,7 +25,7 @@ def test_submission_rows_are_the_decoded_masks(kernel, tmp_path):
              for i in range(5)]
     lines = [f"{n},{kernel.encode_mask(m.astype(np.uint8))}" for n, m in masks]
     (tmp_path / "s.csv").write_text("\n".join(["filename,image_utf", *lines]) + "\n")
-    kernel.save_submission_preview(tmp_path / "s.csv", tmp_path / "s.png")
+    kernel.save_submission_preview(tmp_path / "s.csv", tmp_path / "s.png", 3)
     picture = np.asarray(Image.open(tmp_path / "s.png").convert("L"))
     cell, gap, label = kernel.CELL, kernel.GAP, kernel.LABEL
     assert picture.shape == (cell + label + 2 * gap, 3 * (cell + gap) + gap)

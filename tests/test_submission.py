@@ -13,29 +13,29 @@ from conftest import draw
 
 
 @pytest.fixture
-def written(tmp_path):
+def written(tmp_path, kernel):
     """Two images and a mask for each"""
     rng = np.random.default_rng(0)
-    masks, paths = [], []
+    masks, tests = [], []
     for name, size in {"1": (5, 7), "a.b": (40, 30)}.items():
         draw(tmp_path / "test" / f"{name}.png", np.zeros((*size, 3), np.uint8))
-        paths.append(tmp_path / "test" / f"{name}.png")
-        masks.append((name, rng.integers(0, 256, size, dtype=np.uint8)))
-    return masks, paths, tmp_path / "submission.csv"
+        tests.append(kernel.TestImage(name, tmp_path / "test" / f"{name}.png"))
+        masks.append((name, rng.integers(0, 256, size, dtype=np.uint8), ""))
+    return masks, tests, tmp_path / "submission.csv"
 
 
-def write(kernel, masks, paths, csv):
-    kernel.write_shard(csv, "key", [path.stem for path in paths], lambda done: masks)
-    kernel.merge_submission(csv, paths)
+def write(kernel, masks, tests, csv):
+    kernel.write_shard(csv, "key", [test.name for test in tests], lambda done: masks)
+    kernel.merge_submission(csv, tests)
 
 
 def test_round_trip(kernel, written):
-    masks, paths, csv = written
-    write(kernel, iter(masks), paths, csv)
+    masks, tests, csv = written
+    write(kernel, iter(masks), tests, csv)
     table = pd.read_csv(csv, dtype=str)
     assert list(table.columns) == ["filename", "image_utf"]
     assert list(table.filename) == ["1", "a.b"]
-    for (_, mask), text in zip(masks, table.image_utf):
+    for (_, mask, _), text in zip(masks, table.image_utf):
         image = Image.open(io.BytesIO(base64.b64decode(text)))
         assert (image.format, image.mode) == ("PNG", "L")
         assert np.array_equal(image, mask)
@@ -43,7 +43,7 @@ def test_round_trip(kernel, written):
 
 
 def shifted(masks):
-    return [(name, mask[:, :-1]) for name, mask in masks]
+    return [(name, mask[:, :-1], "") for name, mask, _ in masks]
 
 
 @pytest.mark.parametrize("change, says", [
@@ -51,13 +51,13 @@ def shifted(masks):
     (lambda masks: masks[::-1], "'a.b' where '1' belongs"),
     (lambda masks: masks + masks[:1], "'1' where 'the end' belongs"),
     (shifted, "the mask is 6x5, its image 7x5"),
-    (lambda masks: [(n, np.stack([m] * 3, -1)) for n, m in masks], "not 8-bit grayscale"),
+    (lambda masks: [(n, np.stack([m] * 3, -1), "") for n, m, _ in masks], "not 8-bit grayscale"),
 ])
 def test_a_wrong_file_is_refused_and_the_older_one_survives(kernel, written, change, says):
-    masks, paths, csv = written
+    masks, tests, csv = written
     csv.write_text("older")
     with pytest.raises(kernel.UserError, match=says):
-        write(kernel, change(masks), paths, csv)
+        write(kernel, change(masks), tests, csv)
     assert csv.read_text() == "older"
     assert not list(csv.parent.glob("*.part"))
 
@@ -74,22 +74,22 @@ def broken_after(masks, count):
 
 
 def test_a_failure_on_the_way_leaves_the_older_submission(kernel, written):
-    masks, paths, csv = written
+    masks, tests, csv = written
     csv.write_text("older")
     with pytest.raises(MemoryError):
-        write(kernel, broken_after(masks, 1), paths, csv)
+        write(kernel, broken_after(masks, 1), tests, csv)
     assert csv.read_text() == "older"
 
 
 @pytest.mark.parametrize("damage", [lambda rows: rows, lambda rows: rows[:-20],
                                     lambda rows: rows[:20], lambda rows: rows + b"a.b,iVBORw0"])
 def test_a_killed_prediction_goes_on_where_it_stopped(kernel, written, damage):
-    masks, paths, csv = written
-    names = [path.stem for path in paths]
+    masks, tests, csv = written
+    names = [test.name for test in tests]
     with pytest.raises(MemoryError):
         kernel.write_shard(csv, "key", names, lambda done: broken_after(masks, 1))
     (shard,) = kernel.shard_paths(csv)
-    shard.write_bytes(damage(b"key,\n1," + kernel.encode_mask(masks[0][1]).encode() + b"\n"))
+    shard.write_bytes(damage(b"key,,\n1," + kernel.encode_mask(masks[0][1]).encode() + b",\n"))
     whole = damage(b"x" * 1000) in (b"x" * 1000, b"x" * 1000 + b"a.b,iVBORw0")
     starts = []
 
@@ -99,18 +99,18 @@ def test_a_killed_prediction_goes_on_where_it_stopped(kernel, written, damage):
 
     kernel.write_shard(csv, "key", names, rest)
     assert starts == [1 if whole else 0]
-    kernel.merge_submission(csv, paths)
+    kernel.merge_submission(csv, tests)
     resumed = csv.read_bytes()
-    write(kernel, masks, paths, csv)
+    write(kernel, masks, tests, csv)
     assert csv.read_bytes() == resumed
 
 
 def test_rows_of_other_masks_are_not_taken_up(kernel, written):
-    masks, paths, csv = written
-    names = [path.stem for path in paths]
+    masks, tests, csv = written
+    names = [test.name for test in tests]
     kernel.write_shard(csv, "one", names, lambda done: masks)
     starts = []
     kernel.write_shard(csv, "other", names, lambda done: starts.append(done) or masks)
     assert starts == [0]
-    kernel.merge_submission(csv, paths)
+    kernel.merge_submission(csv, tests)
     assert len(pd.read_csv(csv)) == 2

@@ -1,12 +1,15 @@
 """The engine on a small set: it learns, keeps the best, says what it saw."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
+
+from conftest import write_pairs
 
 CPU = torch.device("cpu")
 
@@ -211,3 +214,31 @@ def test_no_memory_for_a_single_crop_is_said(kernel):
     run.parallel = run.model = OutOfMemoryAbove(run.model, 0)
     with pytest.raises(kernel.UserError, match="--train-size"):
         kernel.train_step(run, batch_of())
+
+
+def test_frozen_batch_norms_keep_their_statistics_and_learn_their_scale(
+        kernel, small_data, tmp_path):
+    torch.manual_seed(0)
+    model = kernel.U2NETP().train()
+    model(torch.rand(2, 3, 64, 64))
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    train(kernel, small_data, tmp_path, model, epochs=1, batch_norm="frozen")
+    after = model.state_dict()
+    for key, value in before.items():
+        moved = not torch.equal(value, after[key])
+        assert moved is not key.endswith(("running_mean", "running_var", "num_batches_tracked")), key
+
+
+def test_an_unreadable_pair_is_skipped_counted_and_listed(kernel, tmp_path, capsys):
+    data = SimpleNamespace(train=write_pairs(tmp_path, 24, size=16),
+                           val=write_pairs(tmp_path, 2, size=16, name="val"))
+    (tmp_path / "images" / "train3.png").write_bytes(b"")
+    _, metrics = train(kernel, data, tmp_path / "out", epochs=2, train_batch=8)
+    assert len(metrics) == 2
+    skipped = pd.read_csv(tmp_path / "out" / "skipped.csv")
+    assert list(skipped.image_path) == [str(tmp_path / "images" / "train3.png")]
+    assert "cannot be read as an image" in skipped.reason[0]
+    assert "1 pairs cannot be read" in capsys.readouterr().out
+    (tmp_path / "images" / "train4.png").write_bytes(b"")
+    with pytest.raises(kernel.UserError, match="2 of 24 training pairs cannot be read"):
+        train(kernel, data, tmp_path / "other", epochs=1, train_batch=8)

@@ -30,7 +30,8 @@ sys.path.insert(0, str(ROOT))
 from src.augment import JointAugment  # noqa: E402
 from src.checkpoint import read_checkpoint  # noqa: E402
 from src.config import Settings  # noqa: E402
-from src.data import ShuffledEpochs, TrainingSet, make_loader, read_pairs  # noqa: E402
+from src.data import ShuffledEpochs, TrainingSet, make_loader  # noqa: E402
+from src.pairs import read_pairs  # noqa: E402
 from src.hardware import prepare_machine, worker_count  # noqa: E402
 from src.training import Run, train_epoch  # noqa: E402
 from src.u2netp import U2NETP  # noqa: E402

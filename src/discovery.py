@@ -1,0 +1,91 @@
+"""What lies under /kaggle/input, in whatever folders Kaggle and a dataset's author put it."""
+
+import os
+from collections import deque
+from pathlib import Path
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+FIRST_IMAGES = 32  # after so many a folder is an image folder, and is not listed further
+FIRST_ENTRIES = 2000  # of any other folder
+MOST_FOLDERS = 10_000
+TEST_FOLDER = "orig_1024"
+KINDS = ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint")
+
+
+def discover(root):
+    """{kind: [paths, the best first]} for the kinds above, each list possibly empty.
+
+    Tables are told by their columns: image_path is a set of pairs, filename and image_utf a sample
+    submission, page_id an index of MAGICK. Among several the usual name wins, then the one that
+    says what it is, then the shallowest, then the first in the alphabet. Folders are visited
+    breadth first, and image folders are not listed to their end, so that 140,000 files cost little.
+    """
+    found = {kind: [] for kind in KINDS}
+    for depth, path, is_folder in walk(root):
+        kind, rank_of_name = kind_of_folder(path) if is_folder else kind_of_file(path)
+        if kind:
+            found[kind].append((rank_of_name, depth, str(path), path))
+    return {kind: [path for *_, path in sorted(each)] for kind, each in found.items()}
+
+
+def walk(root):
+    """Yields (depth, path, whether it is a folder) of what is below the root, breadth first."""
+    folders, visited = deque([(1, Path(root))]), 0
+    while folders and visited < MOST_FOLDERS:
+        depth, folder = folders.popleft()
+        visited += 1
+        for name, is_folder in sorted(first_entries(folder)):
+            path = folder / name
+            yield depth, path, is_folder
+            if is_folder and name != TEST_FOLDER:
+                folders.append((depth + 1, path))
+
+
+def first_entries(folder):
+    """(name, whether it is a folder) of a folder's first entries, in the order of the disk."""
+    entries, images = [], 0
+    try:
+        with os.scandir(folder) as scan:
+            for entry in scan:
+                entries.append((entry.name, entry.is_dir()))
+                images += entry.name.lower().endswith(IMAGE_SUFFIXES)
+                if images == FIRST_IMAGES or len(entries) == FIRST_ENTRIES:
+                    break
+    except OSError:  # a folder that may not be read holds nothing for us
+        pass
+    return entries
+
+
+def kind_of_folder(path):
+    """('test_root', rank) or (None, 0)"""
+    return ("test_root", 0) if path.name == TEST_FOLDER else (None, 0)
+
+
+def kind_of_file(path):
+    """(kind, rank of the name: lower is better), (None, 0) for a file of no use."""
+    name, suffix = path.stem.lower(), path.suffix.lower()
+    if suffix in (".pth", ".pt"):
+        order = ("u2netp_alpha", "u2netp_best")
+        usual = order.index(name) if name in order else 3 if "u2netp" in name else 4
+        return "checkpoint", usual
+    if suffix not in (".csv", ".tsv"):
+        return None, 0
+    columns = header_of(path)
+    if {"filename", "image_utf"} <= columns:
+        return ("sample_csv", 0) if "sample" in name else (None, 0)
+    if "image_path" in columns and "test" not in name:
+        split = "val" if "val" in name else "train"
+        return f"{split}_csv", 0 if name == split else 1 if split in name else 2
+    return ("train_csv", 3) if "page_id" in columns else (None, 0)
+
+
+def header_of(path):
+    """The column names in a text table's first line, as a set."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            line = file.readline(10_000)
+    except OSError:
+        return set()
+    for separator in ";\t":
+        line = line.replace(separator, ",")
+    return {name.strip().strip('"') for name in line.split(",")}

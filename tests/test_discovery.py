@@ -1,0 +1,85 @@
+"""What is found under /kaggle/input, and how little of it is looked at."""
+
+import os
+
+import pytest
+
+PAIRS, SAMPLE, INDEX = "image_path,alpha_path\n", "filename,image_utf\n", "page_id\tsubject\n"
+
+
+def put(path, text=""):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("layout", [
+    "{slug}", "competitions/{slug}", "datasets/someone/{slug}", "datasets/someone/{slug}/v2/all"])
+def test_every_layout_of_kaggle(kernel, tmp_path, layout):
+    def at(slug):
+        return tmp_path / layout.format(slug=slug)
+
+    train, val = put(at("pairs") / "train.csv", PAIRS), put(at("pairs") / "val.csv", PAIRS)
+    sample = put(at("comp") / "sample_submission.csv", SAMPLE)
+    test = put(at("comp") / "test_dataset" / "orig_1024" / "1.png").parent
+    weights = put(tmp_path / "models/me/matting/pytorch/default/1/u2netp_alpha.pth")
+    found = kernel.discover(tmp_path)
+    assert found == {"train_csv": [train], "val_csv": [val], "test_root": [test],
+                     "sample_csv": [sample], "checkpoint": [weights]}
+
+
+def test_tables_are_told_by_their_columns(kernel, tmp_path):
+    put(tmp_path / "a" / "train.csv", "id,label\n")  # another table of a usual name
+    put(tmp_path / "a" / "test.csv", PAIRS)
+    put(tmp_path / "a" / "submission.csv", SAMPLE)  # another kernel's result
+    pairs = put(tmp_path / "a" / "magick_pairs.csv", "\ufeffalpha_path;image_path;more\n")
+    val = put(tmp_path / "a" / "fold0_valid.csv", PAIRS)
+    index = put(tmp_path / "z" / "index.tsv", INDEX)
+    found = kernel.discover(tmp_path)
+    assert found["train_csv"] == [pairs, index] and found["val_csv"] == [val]
+    assert found["sample_csv"] == []
+
+
+def test_usual_names_come_first_then_the_shallowest_then_the_alphabet(kernel, tmp_path):
+    expected = [put(tmp_path / "a" / "deep" / "train.csv", PAIRS),
+                put(tmp_path / "b" / "my_train.csv", PAIRS),
+                put(tmp_path / "a" / "others.csv", PAIRS), put(tmp_path / "b" / "others.csv", PAIRS),
+                put(tmp_path / "a" / "index.tsv", INDEX)]
+    assert kernel.discover(tmp_path)["train_csv"] == expected
+    names = ("u2netp_alpha.pth", "u2netp_best.pth", "a_u2netp.pth", "a.pt")
+    weights = [put(tmp_path / name) for name in reversed(names)]
+    assert kernel.discover(tmp_path)["checkpoint"] == weights[::-1]
+
+
+def test_image_folders_are_not_listed_to_their_end(kernel, tmp_path, monkeypatch):
+    for number in range(300):
+        put(tmp_path / "magick" / "images" / "0a" / f"{number}.png")
+    put(tmp_path / "magick" / "orig_1024" / "1.png")
+    seen, real = [], os.scandir
+
+    class Counting:
+        def __init__(self, folder):
+            self.scan = real(folder)
+
+        def __enter__(self):
+            return map(lambda entry: seen.append(entry.name) or entry, self.scan)
+
+        def __exit__(self, *error):
+            self.scan.close()
+
+    monkeypatch.setattr(os, "scandir", Counting)
+    kernel.discover(tmp_path)
+    assert len(seen) == 1 + 2 + 1 + 32 and "1.png" not in seen
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(kernel, tmp_path, monkeypatch):
+    put(tmp_path / "a" / "x.csv", PAIRS)
+    train, real = put(tmp_path / "b" / "train.csv", PAIRS), os.scandir
+
+    def refusing(folder):
+        if str(folder).endswith("/a"):
+            raise PermissionError
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert kernel.discover(tmp_path)["train_csv"] == [train]

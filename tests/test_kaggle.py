@@ -1,0 +1,250 @@
+"""Kaggle, as far as it goes without an account: what the official client sends, and the run in a
+place that looks like Kaggle's, without a network."""
+
+import base64
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import build
+from conftest import ROOT, draw, load_bundle, write_pairs
+
+# The client, with nothing changed but the address it takes for a local Kaggle.
+CLIENT = """
+import sys
+from kagglesdk import kaggle_env
+kaggle_env._env_to_endpoint[kaggle_env.KaggleEnv.LOCAL] = sys.argv.pop(1)
+from kaggle.cli import main
+sys.exit(main())
+"""
+
+
+@pytest.fixture
+def kaggle_stub():
+    """A server on the loopback that notes requests: .requests is [(path, body)], .port"""
+
+    class Stub(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            server.requests.append((self.path, body))
+            answer, status = {}, 200
+            if self.path.endswith("/GetDatasetStatus"):
+                status = 404  # there is no such dataset yet
+            if "Upload" in self.path and self.command == "POST":
+                answer = {"token": "t", "createUrl": f"http://localhost:{server.port}/upload"}
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(answer).encode())
+
+        do_PUT = do_GET = do_POST
+
+        def log_message(self, *details):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stub)
+    server.requests, server.port = [], server.server_address[1]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A copy of what build.py and a push need, with the names filled in."""
+    folder = tmp_path / "repository"
+    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "kernel" / "weights", folder / "kernel" / "weights")
+    shutil.copy(ROOT / "kernel-metadata.json", folder)
+    assert build.main(["--username", "some-one", "--competition", "matting-2026"], folder) == 0
+    return folder
+
+
+def client(stub, repository, *arguments):
+    pytest.importorskip("kaggle", reason="the official client is not installed")
+    environment = {
+        **os.environ, "KAGGLE_API_ENVIRONMENT": "LOCALHOST", "KAGGLE_USERNAME": "some-one",
+        "KAGGLE_KEY": "0", "KAGGLE_CONFIG_DIR": str(repository)}
+    return subprocess.run(
+        [sys.executable, "-c", CLIENT, f"http://localhost:{stub.port}", *arguments],
+        cwd=repository, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_a_push_sends_the_bundle_and_the_settings(kaggle_stub, repository):
+    done = client(kaggle_stub, repository, "kernels", "push", "-p", ".")
+    assert done.returncode == 0 and "successfully pushed" in done.stdout, done.stdout + done.stderr
+    (path, body), = kaggle_stub.requests
+    sent = json.loads(body)
+    assert path.endswith("/SaveKernel")
+    assert sent.pop("text") == (ROOT / "kernel" / "main.py").read_text(encoding="utf-8")
+    assert {key: value for key, value in sent.items() if value not in ([], None)} == {
+        "slug": "some-one/magick-alpha", "newTitle": "MAGICK alpha", "language": "python",
+        "kernelType": "script", "isPrivate": True, "enableGpu": True, "enableTpu": False,
+        "enableInternet": False, "machineShape": "NvidiaTeslaT4",
+        "datasetDataSources": ["some-one/magick-alpha-weights"],
+        "competitionDataSources": ["matting-2026"]}
+
+
+def test_the_weights_become_a_dataset(kaggle_stub, repository):
+    folder = repository / "kernel" / "weights"
+    done = client(kaggle_stub, repository, "datasets", "create", "-p", "kernel/weights")
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = {path.name: path.read_bytes() for path in folder.iterdir()
+             if path.name != "dataset-metadata.json" and path.is_file()}
+    started = [json.loads(body) for path, body in kaggle_stub.requests
+               if path.endswith("UploadFile") or path.endswith("BlobUpload")]
+    assert {each["name"] for each in started} == set(files)
+    uploads = [body for path, body in kaggle_stub.requests if path == "/upload"]
+    assert sorted(uploads) == sorted(files.values())
+    created = [json.loads(body) for path, body in kaggle_stub.requests
+               if path.endswith("/CreateDataset")]
+    assert created[-1]["ownerSlug"] == "some-one" and created[-1]["slug"] == "magick-alpha-weights"
+    assert created[-1]["licenseName"] == "Apache 2.0" and created[-1]["isPrivate"] is True
+
+
+def test_placeholders_are_named_until_they_are_filled(tmp_path, repository, capsys):
+    for name in ("kernel-metadata.json", "kernel/weights/dataset-metadata.json"):
+        shutil.copy(ROOT / name, repository / name)
+    assert build.main([], repository) == 0
+    said = capsys.readouterr().out
+    assert said.count("USERNAME is still to be filled in") == 2
+    assert "COMPETITION is still to be filled in before a push: python build.py --comp" in said
+    assert build.main(["--username", "me"], repository) == 0
+    assert capsys.readouterr().out.count("still to be filled in") == 1
+    assert build.main(["--competition", ""], repository) == 0
+    assert capsys.readouterr().out == ""
+    metadata = json.loads((repository / "kernel-metadata.json").read_text())
+    assert (metadata["id"], metadata["competition_sources"]) == ("me/magick-alpha", [])
+    assert build.main(["--username", "other"], repository) == 0
+    assert json.loads((repository / "kernel-metadata.json").read_text())["dataset_sources"] == [
+        "other/magick-alpha-weights"]
+    with pytest.raises(SystemExit):
+        build.main(["--username", "a/b"], repository)
+
+
+def test_the_committed_metadata_is_what_kaggle_needs():
+    metadata = json.loads((ROOT / "kernel-metadata.json").read_text())
+    assert (ROOT / metadata["code_file"]).is_file()
+    assert metadata["is_private"] and metadata["enable_gpu"] and not metadata["enable_internet"]
+    dataset = json.loads((ROOT / "kernel/weights/dataset-metadata.json").read_text())
+    assert dataset["id"] in metadata["dataset_sources"]
+    assert 6 <= len(dataset["title"]) <= 50 and 20 <= len(dataset["subtitle"]) <= 80
+
+
+# ---------------------------------------------------------------- the run
+
+QUICK = {"train_size": "64", "train_batch": "2", "epochs": "1"}
+# /kaggle is a file system of the namespace's own; the input is bound read-only into it.
+KAGGLE_RUN = """
+mount --make-rprivate / && mount -t tmpfs tmpfs /kaggle &&
+mkdir /kaggle/input /kaggle/working /kaggle/src &&
+mount --bind "$1" /kaggle/input && mount -o remount,bind,ro /kaggle/input &&
+mount --bind "$2" /kaggle/working && cp "$3" /kaggle/src/script.py && cd /kaggle/working &&
+KAGGLE_KERNEL_RUN_TYPE=Batch exec "$4" /kaggle/src/script.py
+"""
+
+
+def can_make_namespaces():
+    """Whether this user may; an empty /kaggle is made as the place to mount over."""
+    try:
+        Path("/kaggle").mkdir(exist_ok=True)
+        tried = subprocess.run(
+            ["unshare", "-n", "-m", "sh", "-c", "mount -t tmpfs tmpfs /kaggle"],
+            capture_output=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return tried.returncode == 0
+
+
+@pytest.fixture(scope="session")
+def namespaces():
+    existed = Path("/kaggle").exists()
+    if not can_make_namespaces():
+        pytest.skip("this user may not make network and mount namespaces")
+    yield
+    if not existed:
+        Path("/kaggle").rmdir()
+
+
+def kaggle_input(folder, *, pairs=False, weights=None):
+    """A tree as Kaggle mounts it: a competition, a data set of pairs, a data set of weights."""
+    rng = np.random.default_rng(0)
+    test = folder / "competitions" / "matting" / "test_dataset" / "orig_1024"
+    for name in ("1", "2"):
+        draw(test / f"{name}.png", rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+    (test.parents[1] / "sample_submission.csv").write_text("filename,image_utf\n2,x\n1,x\n")
+    if pairs:
+        write_pairs(folder / "datasets" / "someone" / "pairs", 4, 64)
+        write_pairs(folder / "datasets" / "someone" / "pairs", 2, 64, "val")
+    if weights:
+        recipe = {"predict_size": 64, "flip": False, "refine": True, "calibration": "none"}
+        torch.manual_seed(0)
+        target = folder / "datasets" / "me" / "weights" / weights
+        load_bundle().write_checkpoint(
+            target, load_bundle().U2NETP().state_dict(),
+            **({"recipe": recipe} if weights == "u2netp_alpha.pth" else {}))
+    return folder
+
+
+CASES = {
+    "train and predict": (dict(pairs=True), "random weights"),
+    "predict only": (dict(weights="u2netp_alpha.pth"), "Mode: predict 2"),
+    "fine-tune": (dict(pairs=True, weights="u2netp.pth"), "Epoch 1:"),
+}
+
+
+@pytest.mark.parametrize("tree, says", CASES.values(), ids=CASES)
+def test_a_run_as_on_kaggle(tmp_path, namespaces, tree, says):
+    root, out = kaggle_input(tmp_path / "input", **tree), tmp_path / "working"
+    out.mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(build.bundle(ROOT, QUICK))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        ["unshare", "-n", "-m", "sh", "-c", KAGGLE_RUN, "sh", root, out, script, sys.executable],
+        env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = pd.read_csv(out / "submission.csv", dtype=str)
+    assert list(table.filename) == ["2", "1"]
+    assert base64.b64decode(table.image_utf[0]).startswith(b"\x89PNG")
+    assert says in done.stdout and "/kaggle/input/competitions/matting" in done.stdout
+    assert "\r" not in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert "Python 3" in done.stdout and "torch 2" in done.stdout
+    assert ("validation MSE" in done.stdout) is bool(tree.get("pairs"))
+    assert "wrote /kaggle/working/submission.csv" in done.stdout
+
+
+NO_NETWORK = """
+import runpy, socket, sys
+def refused(*arguments):
+    raise OSError("the network was asked for")
+socket.create_connection = socket.getaddrinfo = refused
+real = socket.socket.connect
+socket.socket.connect = lambda self, address: (
+    real(self, address) if self.family == socket.AF_UNIX else refused())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_a_run_asks_for_no_network(tmp_path):
+    """The same, wherever namespaces are not allowed: sockets blocked inside the process."""
+    root = kaggle_input(tmp_path / "input", weights="u2netp_alpha.pth")
+    done = subprocess.run(
+        [sys.executable, "-c", NO_NETWORK, ROOT / "kernel" / "main.py", "--test-root",
+         root / "competitions/matting/test_dataset/orig_1024", "--checkpoint",
+         root / "datasets/me/weights/u2netp_alpha.pth", "--out", "out"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert len(pd.read_csv(tmp_path / "out" / "submission.csv")) == 2
