@@ -9,7 +9,11 @@ import argparse
 import math
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
+
+HELP_WIDTH = 100  # columns, of which a flag takes one line
+METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
 def knob(default, group, help, *, minimum=None, choices=None, type=None):
@@ -32,43 +36,44 @@ class Settings:
     """What one run is asked to do. Sizes are pixels; paths are relative to the working folder."""
 
     mode: str = knob(
-        "auto", "run", "auto: predict when there is a checkpoint of this project, else train and "
-        "predict", choices=("auto", "train", "predict"))
+        "auto", "run", "auto, train, predict; auto trains unless our checkpoint is there",
+        choices=("auto", "train", "predict"))
     limit: int | None = knob(
-        None, "run", "use only the first N rows of each CSV and N test images", minimum=1, type=int)
+        None, "run", "only the first N rows of each CSV and N test images", minimum=1, type=int)
     seed: int = knob(42, "run", "the same seed and data give the same result", minimum=0)
     device: str = knob("auto", "run", "auto, cpu, cuda, cuda:1, ...")
     amp: str = knob(
-        "auto", "run", "mixed precision; auto: bf16 or fp16 by the graphics card, off on the CPU",
+        "auto", "run", "auto, off, fp16, bf16; auto: by the card, off on the CPU",
         choices=("auto", "off", "fp16", "bf16"))
     workers: int | None = knob(
-        None, "run", "processes that decode images; default: one a core, at most 4", minimum=0,
+        None, "run", "processes that decode images [one a core, at most 4]", minimum=0,
         type=int)
     gpus: int | None = knob(
-        None, "run", "graphics cards to use, one process each; default: all (on the CPU it counts "
-        "processes, default 1)", minimum=1, type=int)
+        None, "run", "graphics cards, a process each [all]; on the CPU: processes [1]",
+        minimum=1, type=int)
     time_limit: float | None = knob(
-        None, "run", "hours from the start after which the submission must be there; training "
-        "ends early for it; default: 11.5 on Kaggle, none elsewhere", minimum=0.001, type=float)
+        None, "run", "hours until the submission must be there [none; Kaggle: 11.5]",
+        minimum=0.001, type=float)
 
     train_csv: Path | None = knob(
-        None, "files", "CSV with image_path, alpha_path; default: data/splits/train.csv", type=Path)
+        None, "files", "image_path, alpha_path [data/splits/train.csv; Kaggle: by columns]",
+        type=Path)
     val_csv: Path | None = knob(
-        None, "files", "the same for validation; default: data/splits/val.csv", type=Path)
+        None, "files", "the same to validate with [data/splits/val.csv, else a split]",
+        type=Path)
     test_root: Path | None = knob(
-        None, "files", "folder of test images; default: data/test_dataset/orig_1024", type=Path)
+        None, "files", "test images [data/test_dataset/orig_1024; Kaggle: any orig_1024]",
+        type=Path)
     sample_csv: Path | None = knob(
-        None, "files", "sample submission, whose names and order the rows take", type=Path)
+        None, "files", "sample submission with the rows to write [Kaggle: by its columns]",
+        type=Path)
     checkpoint: Path | None = knob(
-        None, "files", "weights to start from or to predict with; default: what is attached",
+        None, "files", "weights to start from or predict with [Kaggle: an attached .pth]",
         type=Path)
-    out: Path | None = knob(
-        None, "files", "folder for the results, shared by all machines of a run; default: outputs, on Kaggle "
-        "/kaggle/working",
-        type=Path)
-
     backgrounds: Path | None = knob(
-        None, "files", "folder of photographs to put RGBA foregrounds on, beside drawn backdrops",
+        None, "files", "photographs to put RGBA cut-outs on, beside drawn backdrops", type=Path)
+    out: Path | None = knob(
+        None, "files", "folder of the results [outputs; Kaggle: /kaggle/working]",
         type=Path)
 
     epochs: int = knob(5, "training", "passes over the training rows", minimum=1)
@@ -78,38 +83,36 @@ class Settings:
     train_size: int = knob(320, "training", "side of a training crop as the network sees it",
                            minimum=64)
     train_batch: int = knob(4, "training", "crops in a batch, on each graphics card", minimum=1)
-    schedule: str = knob(
-        "plateau", "training", "learning rate; plateau: halved when validation stops improving; "
-        "cosine: warm-up, then down to nothing", choices=("plateau", "cosine"))
-    # Short runs never reach a half-life; then validation prefers the plain weights.
-    ema: int = knob(
-        1000, "training", "half-life in samples of the weights' moving average; 0: none",
-        minimum=0)
-    batch_norm: str = knob(
-        "auto", "training", "trained: by the statistics of each batch; frozen: by those that came "
-        "with the weights; auto: frozen when training starts from a checkpoint",
-        choices=("auto", "trained", "frozen"))
-    save_minutes: float = knob(
-        10.0, "training", "minutes between two writes of last.pth, which a killed run resumes from",
-        minimum=0.0)
     # The notebook's crop, 512 of 1024 pixels, is `--train-size 512 --crop-scale 0.5,0.5`.
     crop_scale: tuple[float, float] = knob(
-        (0.7, 1.0), "training", "LOW,HIGH: side of a crop as a share of the image's shorter side",
+        (0.7, 1.0), "training", "LOW,HIGH: a crop's side as a share of the image's shorter side",
         type=parse_range)
+    schedule: str = knob(
+        "plateau", "training", "plateau: lr halves when validation stalls; cosine: warm-up, down",
+        choices=("plateau", "cosine"))
+    # Short runs never reach a half-life; then validation prefers the plain weights.
+    ema: int = knob(
+        1000, "training", "half-life in samples of the weights' average; 0: none",
+        minimum=0)
+    batch_norm: str = knob(
+        "auto", "training", "trained, frozen, auto (frozen when it starts from a checkpoint)",
+        choices=("auto", "trained", "frozen"))
+    save_minutes: float = knob(
+        10.0, "training", "between two writes of last.pth, which a killed run resumes",
+        minimum=0.0)
 
     predict_size: int | None = knob(
-        None, "prediction", "side of the network's input; default: the checkpoint's recipe, else "
-        "what is best on validation data, near --train-size", minimum=32, type=int)
+        None, "prediction", "side of the network's input [the recipe's, near --train-size]",
+        minimum=32, type=int)
     predict_budget: float | None = knob(
-        None, "prediction", "seconds an image that the recipe chosen on validation data may take; "
-        "default: no limit", minimum=0.0, type=float)
+        None, "prediction", "seconds an image that a recipe may take [no limit]",
+        minimum=0.0, type=float)
     calibration: str = knob(
-        "auto", "prediction", "notebook: 1st percentile and gamma 1.3; auto: the checkpoint's own, "
-        "else the best on validation data of these and a fitted curve",
+        "auto", "prediction", "auto (the recipe's, else the best on validation), notebook, none",
         choices=("auto", "notebook", "none"))
     preview: int = knob(
-        6, "prediction", "validation images to draw: the worst, the middling and the best; and as "
-        "many masks; 0: no pictures", minimum=0)
+        6, "prediction", "validation images and masks to draw in preview/; 0: no pictures",
+        minimum=0)
 
 
 def check_settings(settings):
@@ -117,7 +120,7 @@ def check_settings(settings):
     for item in fields(Settings):
         value, minimum = getattr(settings, item.name), item.metadata["minimum"]
         if None not in (value, minimum) and not minimum <= value < math.inf:
-            raise ValueError(f"{flag_of(item.name)} {value}: must be a number of at least {minimum}")
+            raise ValueError(f"{flag_of(item.name)} {value}: must be at least {minimum}")
     low, high = settings.crop_scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"--crop-scale {low},{high}: needs 0 < LOW <= HIGH <= 1")
@@ -132,21 +135,21 @@ def flag_of(name):
 def command_line():
     """The argparse parser made of the fields of `Settings`."""
     parser = argparse.ArgumentParser(
-        description="Train U2-NetP to predict alpha and write submission.csv for a folder of "
-        "images. Without arguments it uses what it finds; on a machine with no data it makes a "
-        "small demonstration set.",
-        allow_abbrev=False,
+        usage="python kernel/main.py [--flag VALUE ...]", allow_abbrev=False,
+        description="Train U2-NetP to predict alpha, and write submission.csv for a folder of test "
+        "images. Without data it makes a small demonstration set. [In brackets: the default]",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=26, width=HELP_WIDTH),
     )
     groups = {}
     for item in fields(Settings):
         title = item.metadata["group"]
         group = groups.setdefault(title, None) or parser.add_argument_group(title)
         groups[title] = group
-        shown = "" if item.default is None else f" (default: {default_text(item.default)})"
+        shown = "" if item.default is None else f" [{default_text(item.default)}]"
         choices = item.metadata["choices"]
         group.add_argument(
             flag_of(item.name), type=item.metadata["type"], choices=choices, default=item.default,
-            metavar=None if choices else item.name.split("_")[-1].upper(),
+            metavar=METAVARS.get(item.metadata["type"], "NAME"),
             help=item.metadata["help"] + shown,
         )
     return parser
@@ -164,8 +167,10 @@ def parse_settings(argv=None):
     parser = command_line()
     values, unknown = parser.parse_known_args(argv)
     if unknown:
-        near = get_close_matches(unknown[0].split("=")[0], parser._option_string_actions, 1)
-        parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+        flags = [flag_of(item.name) for item in fields(Settings)]
+        near = get_close_matches(unknown[0].split("=")[0], flags, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        parser.error(f"unknown argument {unknown[0]}{hint}")
     settings = Settings(**vars(values))
     try:
         check_settings(settings)

@@ -209,6 +209,7 @@ def check_share(unreadable, count, title):
 
 def write_skipped(path, unreadable):
     """skipped.csv: which pairs were left out, and why; no file when there are none."""
+    path.unlink(missing_ok=True)
     if unreadable:
         with replacing(path) as part:
             rows = sorted(unreadable.items())

@@ -93,9 +93,9 @@ def full_alphas(model, loader, recipe, device, dtype, title, done=0):
 def predict_masks(model, tests, recipe, device, dtype=None, workers=0, done=0):
     """Yields (name, uint8 mask [H,W] of the image's own size, "" or why the mask is blank).
 
-    tests: list of TestImage; model: what `predictor` returns; recipe: {"predict_size": side of the network's input, "flip":
-    average with the mirrored image, "refine": see at_full_size, "calibration": see
-    calibration_of}. The first `done` tests are left out.
+    tests: list of TestImage; model: what `predictor` returns; recipe: {"predict_size": side of the
+    network's input, "flip": average with the mirrored image, "refine": see at_full_size,
+    "calibration": see calibration_of}. The first `done` tests are left out.
     """
     calibrate = calibration_of(recipe)
     loader = make_loader(TestSet(tests[done:], recipe["predict_size"]), 1, workers, device)

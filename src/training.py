@@ -130,8 +130,9 @@ def train(model, train_pairs, val_pairs, settings, device, out, stop, test_count
     """Train the model in place; it ends with the weights of its best validation.
 
     Writes in `out`: u2netp_best.pth whenever the validation MSE falls, metrics.csv and skipped.csv
-    after every epoch, last.pth after every epoch and every `save_minutes`. A last.pth of the same settings and
-    data is continued, to the same weights as without the interruption (to the bit on a CPU).
+    after every epoch, last.pth after every epoch and every `save_minutes`. A last.pth of the same
+    settings and data is continued, to the same weights as without the interruption (to the bit on a
+    CPU).
 
     stop: a StopWatch; test_count: the images to predict afterwards, for which its time limit must
     leave room; skipped: {image path: reason} of validation pairs that were left out. Returns the

@@ -159,3 +159,8 @@ def test_every_name_of_the_modules_is_in_the_bundle():
     own = {name for name, value in vars(load_modules()).items()
            if getattr(value, "__module__", "").startswith("src.")}
     assert own and own <= bound.keys()
+
+
+def test_the_syntax_is_that_of_the_oldest_python_we_name():
+    for path in [ROOT / "build.py", ROOT / "kernel" / "main.py", *(ROOT / "src").glob("*.py")]:
+        ast.parse(path.read_text(encoding="utf-8"), path.name, feature_version=(3, 10))

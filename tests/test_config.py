@@ -13,6 +13,8 @@ def test_every_flag_of_the_contract_is_there(kernel, capsys):
     for name in ("mode limit train-csv val-csv test-root checkpoint out epochs lr train-size "
                  "train-batch predict-size workers amp calibration seed device").split():
         assert f"--{name} " in shown
+    lines = shown.splitlines()
+    assert len(lines) <= 48 and max(map(len, lines)) <= 100  # a screen
 
 
 def test_values_arrive_with_their_types(kernel):
@@ -26,7 +28,9 @@ def test_values_arrive_with_their_types(kernel):
 @pytest.mark.parametrize("arguments, named", [
     (["--limit", "0"], "--limit 0"), (["--limit", "-3"], "--limit -3"),
     (["--predict-size", "7"], "--predict-size 7"), (["--train-size", "40"], "--train-size 40"),
-    (["--epochs", "x"], "--epochs"), (["--mode", "x"], "--mode"), (["--epoch", "3"], "--epoch"),
+    (["--epochs", "x"], "--epochs"), (["--mode", "x"], "--mode"),
+    (["--epoch", "3"], "unknown argument --epoch; did you mean --epochs?"),
+    (["--qqqq"], "unknown argument --qqqq"),
     (["--crop-scale", "0.9,0.2"], "--crop-scale 0.9,0.2"), (["--crop-scale", "1"], "--crop-scale"),
     (["--amp", "fp16", "--device", "cpu"], "--amp fp16"), (["--workers", "-1"], "--workers -1"),
 ])

@@ -43,7 +43,8 @@ def test_tables_are_told_by_their_columns(kernel, tmp_path):
 def test_usual_names_come_first_then_the_shallowest_then_the_alphabet(kernel, tmp_path):
     expected = [put(tmp_path / "a" / "deep" / "train.csv", PAIRS),
                 put(tmp_path / "b" / "my_train.csv", PAIRS),
-                put(tmp_path / "a" / "others.csv", PAIRS), put(tmp_path / "b" / "others.csv", PAIRS),
+                put(tmp_path / "a" / "others.csv", PAIRS),
+                put(tmp_path / "b" / "others.csv", PAIRS),
                 put(tmp_path / "a" / "index.tsv", INDEX)]
     assert kernel.discover(tmp_path)["train_csv"] == expected
     names = ("u2netp_alpha.pth", "u2netp_best.pth", "a_u2netp.pth", "a.pt")

@@ -5,6 +5,7 @@ import base64
 import http.server
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -104,13 +105,46 @@ def test_the_weights_become_a_dataset(kaggle_stub, repository):
              if path.name != "dataset-metadata.json" and path.is_file()}
     started = [json.loads(body) for path, body in kaggle_stub.requests
                if path.endswith("UploadFile") or path.endswith("BlobUpload")]
-    assert {each["name"] for each in started} == set(files)
+    assert {each["name"] for each in started} == set(files) >= {"u2netp_alpha.pth"}
     uploads = [body for path, body in kaggle_stub.requests if path == "/upload"]
     assert sorted(uploads) == sorted(files.values())
     created = [json.loads(body) for path, body in kaggle_stub.requests
                if path.endswith("/CreateDataset")]
     assert created[-1]["ownerSlug"] == "some-one" and created[-1]["slug"] == "magick-alpha-weights"
     assert created[-1]["licenseName"] == "Apache 2.0" and created[-1]["isPrivate"] is True
+
+
+def readme_commands(program):
+    """The README's command lines of a program, their words"""
+    lines = (line.strip() for line in (ROOT / "README.md").read_text("utf-8").splitlines())
+    return [shlex.split(line) for line in lines if line.startswith(program + " ")]
+
+
+SERVICES = {"kernels push": "/SaveKernel", "datasets create": "/CreateDataset",
+            "kernels status": "/GetKernelSessionStatus",
+            "kernels output": "/ListKernelSessionOutput",
+            "competitions submit": "/StartSubmissionUpload"}
+
+
+def test_the_readmes_commands_reach_kaggle(kaggle_stub, repository):
+    """Each as it is typed, with the names filled in; the stub has no kernel to tell of, so only
+    the request counts."""
+    commands = readme_commands("kaggle")
+    assert [" ".join(words[1:3]) for words in commands] == [
+        "datasets create", "kernels push", "kernels status", "kernels output",
+        "competitions submit"]
+    shutil.copytree(ROOT / "kernel", repository / "kernel", dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("*.json"))
+    (repository / "outputs").mkdir()
+    (repository / "outputs" / "submission.csv").write_text("filename,image_utf\n")
+    for words in commands:
+        kaggle_stub.requests.clear()
+        names = {"NAME": "some-one", "SLUG": "matting-2026", "NAME/magick-alpha":
+                 "some-one/magick-alpha"}
+        done = client(kaggle_stub, repository, *(names.get(word, word) for word in words[1:]))
+        assert "usage:" not in done.stderr, done.stderr
+        paths = [path for path, _ in kaggle_stub.requests]
+        assert any(SERVICES[" ".join(words[1:3])] in path for path in paths), (words, paths)
 
 
 def test_placeholders_are_named_until_they_are_filled(tmp_path, repository, capsys):

@@ -121,7 +121,8 @@ def test_an_index_of_magick_names_cut_outs(kernel, tmp_path):
 
 def test_repeated_rows_count_as_often(kernel, small_data, capsys):
     row = "images/train0.png,alphas/train0.png\n"
-    assert len(kernel.read_pairs(table(small_data.folder, "image_path,alpha_path\n" + 3 * row))) == 3
+    csv = table(small_data.folder, "image_path,alpha_path\n" + 3 * row)
+    assert len(kernel.read_pairs(csv)) == 3
     assert "2 rows come more than once" in capsys.readouterr().out
 
 

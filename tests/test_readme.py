@@ -10,7 +10,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def commands():
-    return [line for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    return [line.strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S)
             for line in block.splitlines()]
 
 
@@ -32,7 +32,8 @@ def test_runtime_dependencies_are_the_agreed_ones():
 def test_the_flags_that_the_readme_names_exist():
     """Whatever looks like a flag, outside pip's own line, is one of our three commands'."""
     known = set(load_modules().command_line()._option_string_actions)
-    for command in (["build.py"], ["-m", "src.import_onnx"]):
+    for command in (["build.py"], ["-m", "src.import_onnx"], ["-m", "src.ship"],
+                    ["-m", "src.make_dataset"]):
         shown = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, text=True,
                                capture_output=True).stdout
         known |= set(re.findall(r"--[a-z-]+", shown))

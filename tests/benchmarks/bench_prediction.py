@@ -25,15 +25,14 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from notebook import predicted  # noqa: E402
 from src.checkpoint import read_checkpoint  # noqa: E402
 from src.hardware import prepare_machine, worker_count  # noqa: E402
-from src.inputs import list_images  # noqa: E402
+from src.inputs import list_tests  # noqa: E402
 from src.prediction import predict_masks, predictor  # noqa: E402
 from src.recipe import UNTRIED  # noqa: E402
 from src.submission import decode_mask, merge_submission, write_shard  # noqa: E402
@@ -43,68 +42,48 @@ TURNS = 3
 AS_NOTEBOOK = {"predict_size": 1024, "flip": False, "refine": False, "calibration": "notebook"}
 
 
-class NotebookSet(Dataset):
-    """The notebook's TestImageDataset, re-told."""
-
-    def __init__(self, paths):
-        self.paths = paths
-        self.transform = transforms.Compose([
-            transforms.Resize((1024, 1024), transforms.InterpolationMode.BILINEAR),
-            transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
-
-    def __len__(self):
-        return len(self.paths)
-
-    def __getitem__(self, index):
-        image = Image.open(self.paths[index]).convert("RGB")
-        return {"path": self.paths[index].name, "img": self.transform(image)}
-
-
-def notebook(model, paths, csv):
+def notebook(model, tests, csv):
     """The notebook's prediction cell, re-told."""
     model.eval()
     rows = []
-    with torch.no_grad():
-        for batch in DataLoader(NotebookSet(paths), batch_size=1):
-            alpha = model(batch["img"])[0][0, 0].numpy().astype(np.float32)
-            level = np.percentile(alpha, 1)
-            alpha = np.clip((alpha - level) / (1.0 - level + 1e-6), 0, 1) ** 1.3
-            buffer = io.BytesIO()
-            Image.fromarray((alpha * 255).astype(np.uint8)).save(buffer, format="PNG")
-            rows.append({"filename": batch["path"][0].split(".")[0],
-                         "image_utf": base64.b64encode(buffer.getvalue()).decode()})
+    for _, path in tests:
+        buffer = io.BytesIO()
+        mask = predicted(model, Image.open(path).convert("RGB"))
+        Image.fromarray(mask).save(buffer, format="PNG")
+        rows.append({"filename": path.name.split(".")[0],
+                     "image_utf": base64.b64encode(buffer.getvalue()).decode()})
     pd.DataFrame(rows).to_csv(csv, index=False)
 
 
-def ours(model, paths, csv, recipe):
+def ours(model, tests, csv, recipe):
     """What main.py does between the checkpoint and the finished submission.csv."""
     cpu = torch.device("cpu")
     prepare_machine(0)
     fast = predictor(model, cpu)
-    write_shard(csv, "benchmark", [path.stem for path in paths], lambda done: predict_masks(
-        fast, paths, recipe, cpu, workers=worker_count(None), done=done))
-    merge_submission(csv, paths)
+    write_shard(csv, "benchmark", [test.name for test in tests], lambda done: predict_masks(
+        fast, tests, recipe, cpu, workers=worker_count(None), done=done))
+    merge_submission(csv, tests)
 
 
 SYSTEMS = ("notebook", "ours at 1024", "our recipe")
 
 
-def measure(system, checkpoint, paths, csv):
+def measure(system, checkpoint, tests, csv):
     """{"seconds": an image, "peak": MB} of one system in this process, workers included."""
     content = read_checkpoint(checkpoint)
     model = U2NETP()
     model.load_state_dict(content.model_state)
     began = time.perf_counter()
     if system == "notebook":
-        notebook(model, paths, csv)
+        notebook(model, tests, csv)
     elif system == "ours at 1024":
-        ours(model, paths, csv, AS_NOTEBOOK)
+        ours(model, tests, csv, AS_NOTEBOOK)
     else:
         recipe = {**UNTRIED, "predict_size": 320, "calibration": "none", **(content.recipe or {})}
-        ours(model, paths, csv, recipe)
+        ours(model, tests, csv, recipe)
     peak = sum(resource.getrusage(who).ru_maxrss for who in
                (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return {"seconds": (time.perf_counter() - began) / len(paths), "peak": peak / 1024}
+    return {"seconds": (time.perf_counter() - began) / len(tests), "peak": peak / 1024}
 
 
 def masks_of(csv):
@@ -128,18 +107,18 @@ def main():
     parser.add_argument("--system", choices=SYSTEMS, help=argparse.SUPPRESS)
     parser.add_argument("--csv", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    paths = list_images(arguments.test_root)
-    paths = (paths * arguments.count)[:arguments.count]
+    tests = list_tests(arguments.test_root)
+    tests = (tests * arguments.count)[:arguments.count]
     if arguments.system:
-        if len(set(paths)) < len(paths):  # 100 images of 20: links, since names must differ
+        if len(set(tests)) < len(tests):  # 100 images of 20: links, since names must differ
             folder = arguments.csv.parent / f"{arguments.count} images"
             folder.mkdir(exist_ok=True)
-            for number, path in enumerate(paths):
+            for number, (_, path) in enumerate(tests):
                 link = folder / f"{number}{path.suffix}"
                 if not link.exists():
                     link.symlink_to(path.resolve())
-            paths = list_images(folder)
-        print(json.dumps(measure(arguments.system, arguments.checkpoint, paths, arguments.csv)))
+            tests = list_tests(folder)
+        print(json.dumps(measure(arguments.system, arguments.checkpoint, tests, arguments.csv)))
         return
 
     with tempfile.TemporaryDirectory() as folder:

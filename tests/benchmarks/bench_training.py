@@ -9,24 +9,18 @@ measurement runs in a process of its own, in turns, because the memory settings 
 import argparse
 import dataclasses
 import json
-import random
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pandas as pd
 import torch
-import torch.nn.functional as F
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
-from torchvision.transforms import functional as TF
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from notebook import BATCH, training_steps  # noqa: E402
 from src.augment import JointAugment  # noqa: E402
 from src.checkpoint import read_checkpoint  # noqa: E402
 from src.config import Settings  # noqa: E402
@@ -36,64 +30,14 @@ from src.hardware import prepare_machine, worker_count  # noqa: E402
 from src.training import Run, train_epoch  # noqa: E402
 from src.u2netp import U2NETP  # noqa: E402
 
-SIZE, BATCH, WARM_UP, STEPS, TURNS = 320, 4, 3, 8, 3
-
-
-class NotebookSet(Dataset):
-    """The notebook's CsvAlphaDataset with its JointAugment, re-told."""
-
-    def __init__(self, csv):
-        self.rows, self.folders = pd.read_csv(csv), [csv.parent, *csv.resolve().parents]
-        self.image_transform = transforms.Compose(
-            [transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)])
-
-    def __len__(self):
-        return len(self.rows)
-
-    def find(self, name):
-        return next(folder / name for folder in self.folders if (folder / name).is_file())
-
-    def __getitem__(self, index):
-        row = self.rows.iloc[index]
-        image = Image.open(self.find(row["image_path"])).convert("RGB")
-        mask = Image.open(self.find(row["alpha_path"])).convert("L")
-        window = transforms.RandomCrop.get_params(image, (SIZE, SIZE))
-        image, mask = TF.crop(image, *window), TF.crop(mask, *window)
-        if random.random() < 0.5:
-            image, mask = TF.hflip(image), TF.hflip(mask)
-        if random.random() < 0.3:
-            angle = random.uniform(-10, 10)
-            image, mask = (TF.rotate(x, angle, transforms.InterpolationMode.BILINEAR, fill=0)
-                           for x in (image, mask))
-        if random.random() < 0.7:
-            for adjust in (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation):
-                image = adjust(image, random.uniform(0.85, 1.15))
-        return {"img": self.image_transform(image), "mask": transforms.ToTensor()(mask)}
+SIZE, WARM_UP, STEPS, TURNS = 320, 3, 8, 3
 
 
 def notebook_rate(csv, model):
     """Samples a second of the notebook's train_epoch, re-told, with its loader (no workers)."""
-    loader = DataLoader(NotebookSet(csv), batch_size=BATCH, shuffle=True, num_workers=0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
-    model.train()
-    total_loss = total_mse = 0.0
-    for number, batch in enumerate(loader):
-        if number == WARM_UP:
-            began = time.perf_counter()
-        optimizer.zero_grad(set_to_none=True)
-        outputs = model(batch["img"])
-        loss = 0.0
-        for output in outputs:
-            loss += F.mse_loss(output, batch["mask"]) + 0.5 * F.l1_loss(output, batch["mask"])
-        loss = loss / len(outputs)
-        if not torch.isfinite(loss):
-            raise RuntimeError("Non-finite loss")
-        loss.backward()
-        optimizer.step()
-        total_loss += loss.item() * BATCH
-        total_mse += F.mse_loss(outputs[0].detach(), batch["mask"]).item() * BATCH
-        if number == WARM_UP + STEPS - 1:
-            return BATCH * STEPS / (time.perf_counter() - began)
+    times = [time.perf_counter() for _, _ in zip(
+        range(WARM_UP + STEPS), training_steps(model, csv, SIZE))]
+    return BATCH * STEPS / (times[-1] - times[WARM_UP - 1])
 
 
 def our_rate(csv, model):

@@ -1,0 +1,71 @@
+"""How good checkpoints are, by kind of backdrop: MSE and SAD at the images' own size.
+
+    python tests/benchmarks/bench_weights.py --val-csv CSV CHECKPOINT ... [--size 320] [--worst DIR]
+
+Each is used with the recipe it brings, or at --size with the recipe that needs no choice. SAD is
+the sum of absolute differences in thousands of pixels (Rhemann et al., CVPR 2009). --worst draws
+the ten worst images of each checkpoint.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from src.calibration import calibration_of  # noqa: E402
+from src.checkpoint import read_checkpoint  # noqa: E402
+from src.hardware import prepare_machine, worker_count  # noqa: E402
+from src.pairs import read_pairs  # noqa: E402
+from src.prediction import predictor, validation_pairs  # noqa: E402
+from src.preview import save_validation_preview  # noqa: E402
+from src.recipe import UNTRIED  # noqa: E402
+from src.u2netp import U2NETP  # noqa: E402
+
+CPU = torch.device("cpu")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--val-csv", type=Path, required=True)
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--worst", type=Path)
+    arguments = parser.parse_args()
+    prepare_machine(0)
+    pairs = read_pairs(arguments.val_csv)
+    kinds = pd.read_csv(arguments.val_csv).get("backdrop", pd.Series(["all"] * len(pairs)))
+    for path in arguments.checkpoints:
+        checkpoint = read_checkpoint(path)
+        model = U2NETP()
+        model.load_state_dict(checkpoint.model_state)
+        recipe = {**UNTRIED, "predict_size": 320, "calibration": "none",
+                  **(checkpoint.recipe or {})}
+        recipe.setdefault("refine", True)
+        if arguments.size:
+            recipe["predict_size"] = arguments.size
+        calibrate = calibration_of(recipe)
+        rows = [(image, calibrate(alpha), truth, Path(file).name) for image, alpha, truth, file in
+                validation_pairs(predictor(model, CPU), pairs, recipe, CPU,
+                                 workers=worker_count(None))]
+        table = pd.DataFrame({
+            "backdrop": kinds,
+            "MSE": [np.square(alpha - truth).mean() for _, alpha, truth, _ in rows],
+            "SAD": [np.abs(alpha - truth).sum() / 1000 for _, alpha, truth, _ in rows]})
+        means = table.groupby("backdrop")[["MSE", "SAD"]].mean()
+        means.loc["all"] = table[["MSE", "SAD"]].mean()
+        print(f"{path} at {recipe['predict_size']}"
+              f"{', mirrored' * recipe['flip']}{', refined' * recipe['refine']}")
+        print(means.to_string(float_format=lambda value: f"{value:.4f}"), flush=True)
+        if arguments.worst:
+            worst = table.sort_values("MSE", ascending=False).index[:10]
+            save_validation_preview([rows[i] for i in worst], arguments.worst / f"{path.stem}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,42 @@
+"""The shipped checkpoint: small, sound, found without a flag, and as good as its card says."""
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import CUTOUTS, ROOT, load_bundle
+from src.checkpoint import read_checkpoint
+from src.pairs import read_pairs
+from src.prediction import predictor, validation_pairs
+from src.u2netp import U2NETP
+
+WEIGHTS = ROOT / "kernel" / "weights" / "u2netp_alpha.pth"
+CPU = torch.device("cpu")
+
+
+def test_it_is_small_and_brings_its_recipe():
+    assert WEIGHTS.stat().st_size < 2.4e6
+    recipe = read_checkpoint(WEIGHTS).recipe
+    assert {"predict_size", "flip", "refine", "calibration"} <= set(recipe)
+    halves = torch.load(WEIGHTS, weights_only=True)["model_state"]
+    assert halves["outconv.weight"].dtype == torch.float16
+
+
+def test_a_clone_finds_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    bundle = load_bundle()
+    inputs = bundle.find_inputs(bundle.parse_settings([]), tmp_path / "no kaggle here")
+    assert inputs.checkpoint == WEIGHTS
+
+
+@pytest.mark.skipif(not CUTOUTS.is_dir(), reason="the validation images are not beside this clone")
+def test_it_is_as_good_as_its_card_says():
+    """On the first eight validation images; bench_weights.py computes the whole table."""
+    checkpoint = read_checkpoint(WEIGHTS)
+    model = U2NETP()
+    model.load_state_dict(checkpoint.model_state)
+    pairs = read_pairs(CUTOUTS / "splits" / "val.csv").first(8)
+    recipe = {**checkpoint.recipe, "flip": False}
+    errors = [np.square(alpha - truth).mean() for _, alpha, truth, _ in
+              validation_pairs(predictor(model, CPU), pairs, recipe, CPU)]
+    assert np.mean(errors) < 0.012
