@@ -62,9 +62,9 @@ def find_inputs(settings, kaggle_input=KAGGLE_INPUT):
     out = settings.out or (KAGGLE_WORKING if on_kaggle else Path("outputs"))
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
-    if settings.mode == "predict" and found["checkpoint"] is None:
-        earlier = out / BEST_CHECKPOINT
-        found["checkpoint"] = earlier if earlier.is_file() else None
+    earlier = out / BEST_CHECKPOINT
+    if settings.mode == "predict" and not (settings.checkpoint or on_kaggle) and earlier.is_file():
+        found["checkpoint"] = earlier  # what was trained here goes before what is shipped
     return Inputs(**found, out=out, kaggle_input=kaggle_input if on_kaggle else None)
 
 

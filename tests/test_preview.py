@@ -31,3 +31,40 @@ def test_submission_rows_are_the_decoded_masks(kernel, tmp_path):
     assert picture.shape == (cell + label + 2 * gap, 3 * (cell + gap) + gap)
     xs = [gap + i * (cell + gap) + cell // 2 for i in range(3)]
     assert [int(picture[gap + label + 20, x]) for x in xs] == [0, 60, 120]
+
+
+def test_the_worst_the_middling_and_the_best_are_shown(kernel):
+    errors = [0.5, 0.1, 0.9, 0.3, 0.7, 0.2, 0.4]
+    assert kernel.spread(errors, 3) == [(2, "worst"), (6, "middle"), (1, "best")]
+    assert kernel.spread(errors, 6) == [
+        (2, "worst"), (4, "worst"), (0, "middle"), (6, "middle"), (5, "best"), (1, "best")]
+    assert kernel.spread(errors, 1) == [(2, "worst")]
+    assert sorted(index for index, _ in kernel.spread(errors, 99)) == list(range(7))
+    assert kernel.spread([], 6) == []
+
+
+def test_the_curves_stay_in_their_frames(kernel, tmp_path):
+    for epochs in (1, 2, 50):
+        metrics = [{"epoch": e + 1, "train_loss": 1 / (e + 1), "val_loss": 0.9, "train_mse": 0.1,
+                    "val_mse": 0.2 / (e + 1), "lr": 1e-4} for e in range(epochs)]
+        kernel.save_training_preview(metrics, tmp_path / "t.png")
+        picture = np.asarray(Image.open(tmp_path / "t.png"))
+        width, height = kernel.PLOT
+        assert picture.shape == (3 * height, width, 3)
+        below = picture[height - 33:height, 80:width - 20]  # ticks and title: black on white
+        assert (below.max(axis=2) - below.min(axis=2)).max() == 0
+
+
+def test_a_cut_out_stands_on_a_checkerboard(kernel):
+    alpha = np.zeros((64, 64), np.uint8)
+    alpha[:, 32:] = 255
+    cut = np.asarray(kernel.cut_out(Image.new("RGB", (64, 64), (9, 99, 9)), Image.fromarray(alpha)))
+    assert (cut[10, 200:] == (9, 99, 9)).all() and set(cut[:, :100, 0].ravel()) == {200, 255}
+
+
+def test_pictures_never_cost_the_run(kernel, tmp_path, capsys):
+    """Metrics of nothing and a submission that is not there."""
+    kernel.draw_previews(3, [], None, {}, None, [{"nothing": 1}], tmp_path)
+    said = capsys.readouterr().out
+    assert "preview/training.png was not drawn" in said
+    assert "preview/submission.png was not drawn" in said

@@ -62,11 +62,10 @@ def assert_same(out, uninterrupted):
         assert (out / name).read_bytes() == (uninterrupted / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("workers, number", [(0, signal.SIGINT), (2, signal.SIGTERM)])
-def test_stopped_twice_it_ends_in_the_same_bits(data, uninterrupted, tmp_path, workers, number):
+def test_stopped_twice_it_ends_in_the_same_bits(data, uninterrupted, tmp_path):
     """kill -9 at a random step, then a signal at another, of two epochs of six batches; in between
     a run with other settings, which must not touch what is there."""
-    arguments = (*FLAGS, *data, "--workers", workers, "--out", "out")
+    arguments = (*FLAGS, *data, "--workers", 2, "--out", "out")
     process = start(tmp_path, *arguments)
     wait_for_batch(process, tmp_path / "out", random.randint(1, 5))
     process.kill()
@@ -79,10 +78,10 @@ def test_stopped_twice_it_ends_in_the_same_bits(data, uninterrupted, tmp_path, w
 
     process = start(tmp_path, *arguments)
     wait_for_batch(process, tmp_path / "out", random.randint(6, 10))
-    process.send_signal(number)
+    process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
-    assert signal.Signals(number).name in text and "The same command goes on" in text
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM" in text and "The same command goes on" in text
     assert "Traceback" not in text
 
     done = run_script(SCRIPT, *arguments, cwd=tmp_path)
