@@ -410,9 +410,10 @@ def main(argv: list[str] | None = None, root: Path = ROOT) -> int:
                         help="the competition as its address names it; '' for none")
     arguments = parser.parse_args(argv)
     target = root / BUNDLE
+    named = arguments.username is not None or arguments.competition is not None
     try:
         text = bundle(root, dict(arguments.overrides))
-        if arguments.username is not None or arguments.competition is not None:
+        if named and not arguments.check:
             fill_metadata(root, arguments.username or None, arguments.competition)
     except BuildError as error:
         print(f"build.py: {error}", file=sys.stderr)

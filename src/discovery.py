@@ -4,6 +4,8 @@ import os
 from collections import deque
 from pathlib import Path
 
+from src.pairs import COLUMNS, INDEX_COLUMN, SEPARATORS
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FIRST_IMAGES = 32  # after so many a folder is an image folder, and is not listed further
 FIRST_ENTRIES = 2000  # of any other folder
@@ -73,10 +75,10 @@ def kind_of_file(path):
     columns = header_of(path)
     if {"filename", "image_utf"} <= columns:
         return ("sample_csv", 0) if "sample" in name else (None, 0)
-    if "image_path" in columns and "test" not in name:
+    if COLUMNS[0] in columns and "test" not in name:
         split = "val" if "val" in name else "train"
         return f"{split}_csv", 0 if name == split else 1 if split in name else 2
-    return ("train_csv", 3) if "page_id" in columns else (None, 0)
+    return ("train_csv", 3) if INDEX_COLUMN in columns else (None, 0)
 
 
 def header_of(path):
@@ -86,6 +88,5 @@ def header_of(path):
             line = file.readline(10_000)
     except OSError:
         return set()
-    for separator in ";\t":
-        line = line.replace(separator, ",")
-    return {name.strip().strip('"') for name in line.split(",")}
+    separator = max(SEPARATORS, key=line.count)
+    return {name.strip().strip('"') for name in line.split(separator)}

@@ -46,7 +46,6 @@ def main():
         model.load_state_dict(checkpoint.model_state)
         recipe = {**UNTRIED, "predict_size": 320, "calibration": "none",
                   **(checkpoint.recipe or {})}
-        recipe.setdefault("refine", True)
         if arguments.size:
             recipe["predict_size"] = arguments.size
         calibrate = calibration_of(recipe)
