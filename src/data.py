@@ -184,13 +184,13 @@ class ReadCheck(Dataset):
         return ""
 
 
-def without_unreadable(pairs, workers):
+def without_unreadable(pairs, machine):
     """(the pairs that can be read, {image path: why not} of the others), every file opened once.
 
     For validation data, of which all is looked at in every epoch anyway.
     """
     share = Subset(ReadCheck(pairs), shard(range(len(pairs))))
-    loader = DataLoader(share, batch_size=None, num_workers=workers,
+    loader = DataLoader(share, batch_size=None, num_workers=machine.workers,
                         worker_init_fn=leave_signals_to_the_main_process)
     reasons = merged(list(progress(loader, "read val", unit="pair")))
     unreadable = {pairs[i][0]: reason for i, reason in enumerate(reasons) if reason}
@@ -245,17 +245,18 @@ class ShuffledEpochs(Sampler):
         return shard(np.resize(order, -(-self.length // world_size()) * world_size()))
 
 
-def share_loader(dataset, batch_size, workers, device):
+def share_loader(dataset, batch_size, machine):
     """Batches of this process's share of a dataset, in order"""
     share = Subset(dataset, shard(range(len(dataset))))
-    return make_loader(share, batch_size, workers, device)
+    return make_loader(share, batch_size, machine)
 
 
-def make_loader(dataset, batch_size, workers, device, sampler=None):
+def make_loader(dataset, batch_size, machine, sampler=None):
     """A DataLoader in the dataset's order, or the sampler's; pinned where there is a GPU."""
     return DataLoader(
-        dataset, batch_size=batch_size, sampler=sampler, num_workers=workers,
-        persistent_workers=workers > 0, collate_fn=collated, pin_memory=device.type == "cuda",
+        dataset, batch_size=batch_size, sampler=sampler, num_workers=machine.workers,
+        persistent_workers=machine.workers > 0, collate_fn=collated,
+        pin_memory=machine.device.type == "cuda",
         worker_init_fn=leave_signals_to_the_main_process,
     )
 

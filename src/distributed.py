@@ -6,6 +6,9 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from src.console import rank
 
@@ -18,21 +21,24 @@ def world_size():
 
 
 def relaunch(gpus, device):
-    """Become `torchrun` with one process a card, when there are several and nobody has done it.
+    """Run the same command under torchrun, a process a card, where nobody has done it.
 
-    gpus: how many to use, None for all. On the CPU it counts processes, and None is one. Does not
-    return when it relaunches.
+    gpus: how many to use, None for all. On the CPU it counts processes, and None is one. Returns
+    the exit status, of the first process that failed; None where this process is to do the work.
     """
     wanted = gpus or (torch.cuda.device_count() if device in ("auto", "cuda") else 1)
     if wanted < 2 or "RANK" in os.environ:
-        return
+        return None
     started_as = sys.modules["__main__"].__spec__
     program = ["-m", started_as.name] if started_as else [sys.argv[0]]
-    sys.stdout.flush()
-    # Replacing this process, instead of waiting for another, lets signals reach torchrun.
-    os.execv(sys.executable, [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={wanted}", *program, *sys.argv[1:]])
+    try:
+        torchrun.main(["--standalone", f"--nproc-per-node={wanted}", *program, *sys.argv[1:]])
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        return status if status > 0 else 128 - status  # a negative one is a signal's number
+    except SignalException as error:  # which the processes have had too, and saved
+        return 128 + error.sigval
+    return 0
 
 
 def join_group(device):

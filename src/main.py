@@ -15,9 +15,7 @@ from src.inputs import (
     BEST_CHECKPOINT, check_complete, find_inputs, is_empty, list_images, list_tests,
 )
 from src.demo import demo_places, make_demo
-from src.hardware import (
-    amp_dtype, choose_device, describe_machine, prediction_dtype, prepare_machine, worker_count,
-)
+from src.hardware import choose_device, describe_machine, machine_for, prepare_machine
 from src.pairs import read_pairs, shared_images, split_off
 from src.data import without_unreadable, write_skipped
 from src.u2netp import U2NETP
@@ -40,67 +38,50 @@ UNREADABLE_STATUS = 3  # exit status when a test image could not be read
 def run(settings):
     """The story: find, train or load, calibrate, predict, write, show. Returns the exit status."""
     prepare_machine(settings.seed)
-    device = join_group(choose_device(settings.device))
-    dtype = prediction_dtype(amp_dtype(settings.amp, device))
-    workers = worker_count(settings.workers)
-    log(describe_machine(device))
-
+    machine = machine_for(
+        join_group(choose_device(settings.device)), settings.amp, settings.workers)
+    log(describe_machine(machine.device))
     inputs = find_inputs(settings)
     checkpoint = read_checkpoint(inputs.checkpoint) if inputs.checkpoint else None
     recipe = dict(checkpoint.recipe or {}) if checkpoint else {}
     training = settings.mode == "train" or (settings.mode == "auto" and not recipe)
-    demo = is_empty(inputs) and not inputs.kaggle_input
-    if demo:
-        inputs = replace(inputs, **demo_places(inputs.out / "demo"))
-    check_complete(inputs, training)
-    if demo:
-        show_demo(inputs, settings.seed)
+    inputs = demo_or_complete(inputs, training, settings.seed)
     tests = list_tests(inputs.test_root, inputs.sample_csv, settings.limit)
     stop = StopWatch(settings.time_limit or (KAGGLE_HOURS if inputs.kaggle_input else None))
     stop.listen()
     describe(inputs, settings, training, len(tests))
 
-    model = U2NETP()
+    model, metrics = U2NETP(), []
     if checkpoint:
         model.load_state_dict(checkpoint.model_state)
-    train_pairs, val_pairs = pairs_of(inputs, settings, training)
-    metrics, skipped = [], {}
-    if val_pairs:
-        val_pairs, skipped = without_unreadable(val_pairs, workers)
+    train_pairs, val_pairs, skipped = pairs_of(inputs, settings, training, machine)
     if training:
         if settings.batch_norm == "auto":
             settings = replace(settings, batch_norm="frozen" if checkpoint else "trained")
-        metrics = train(model, train_pairs, val_pairs, settings, device, inputs.out, stop,
+        metrics = train(model, train_pairs, val_pairs, settings, machine, inputs.out, stop,
                         len(tests), skipped)
         recipe = {}
     elif rank() == 0:
         write_skipped(inputs.out / "skipped.csv", skipped)
-    fast = predictor(model, device)
+
+    machine = machine.for_prediction()
+    fast = predictor(model, machine)
 
     def validate(pairs, recipe):
-        return stop.guarded(validation_pairs(fast, pairs, recipe, device, dtype, workers))
+        return stop.guarded(validation_pairs(fast, pairs, recipe, machine))
 
-    if "refine" not in recipe and val_pairs:
-        size = recipe.get("predict_size", settings.train_size)
-        sizes = [settings.predict_size] if settings.predict_size else candidate_sizes(size)
-        recipe.update(choose_recipe(
-            fast, val_pairs, sizes, settings.predict_budget, device, dtype, workers))
-    recipe = {**UNTRIED, "predict_size": settings.train_size, **recipe}
-    if settings.predict_size:
-        recipe["predict_size"] = settings.predict_size
+    recipe = complete_recipe(recipe, settings, fast, val_pairs, machine)
     recipe.update(calibration_for(settings.calibration, recipe, val_pairs, validate))
     if training and rank() == 0:
         write_checkpoint(inputs.out / BEST_CHECKPOINT, model.state_dict(), recipe=recipe)
-    errors = []
-    if val_pairs:
-        errors = score(val_pairs.first(SCORED), recipe, validate)
+    errors = score(val_pairs.first(SCORED), recipe, validate) if val_pairs else []
 
     began = time.monotonic()
+    state = [tensor.cpu() for tensor in model.state_dict().values()]
+    key = digest([*state, np.array([repr(recipe), str(machine.dtype), *map(str, tests)])])
     submission, share = inputs.out / "submission.csv", shard(tests)
-    key = digest([*(t.cpu() for t in model.state_dict().values()),
-                  np.array([repr(recipe), str(dtype), *map(str, tests)])])
     write_shard(submission, key, [test.name for test in share], lambda done: stop.guarded(
-        predict_masks(fast, share, recipe, device, dtype, workers, done)))
+        predict_masks(fast, share, recipe, machine, done)))
     wait_for_all()
     seconds = time.monotonic() - began
     problems = merge_submission(submission, tests) if rank() == 0 else []
@@ -112,9 +93,26 @@ def run(settings):
     return UNREADABLE_STATUS if problems else 0
 
 
-def pairs_of(inputs, settings, training):
-    """(training pairs or None, validation pairs or None), one split off the other where only
-    training data are there."""
+def demo_or_complete(inputs, training, seed):
+    """The inputs, a drawn demonstration set in the place of no data at all.
+
+    Raises UserError when something that the run needs is missing.
+    """
+    demo = is_empty(inputs) and not inputs.kaggle_input
+    if demo:
+        inputs = replace(inputs, **demo_places(inputs.out / "demo"))
+    check_complete(inputs, training)
+    if demo:
+        show_demo(inputs, seed)
+    return inputs
+
+
+def pairs_of(inputs, settings, training, machine):
+    """(training pairs or None, validation pairs or None, {image path: why it was left out}).
+
+    The validation pairs are split off the others where only training data are there, and are those
+    that can be read.
+    """
     photographs = list_images(settings.backgrounds) if settings.backgrounds else ()
     train_pairs = val_pairs = None
     if training:
@@ -127,7 +125,21 @@ def pairs_of(inputs, settings, training):
     if training and (shared := shared_images(train_pairs, val_pairs)):
         log(f"WARNING: {shared} validation images are training images too; the validation MSE "
             "promises too much")
-    return train_pairs, val_pairs
+    if val_pairs is None:
+        return train_pairs, None, {}
+    return train_pairs, *without_unreadable(val_pairs, machine)
+
+
+def complete_recipe(recipe, settings, fast, val_pairs, machine):
+    """The checkpoint's recipe with what it lacks but the calibration: chosen on validation data
+    where there are any; --predict-size goes before."""
+    if "refine" not in recipe and val_pairs:
+        size = recipe.get("predict_size", settings.train_size)
+        sizes = [settings.predict_size] if settings.predict_size else candidate_sizes(size)
+        recipe = {**recipe, **choose_recipe(
+            fast, val_pairs, sizes, settings.predict_budget, machine)}
+    recipe = {**UNTRIED, "predict_size": settings.train_size, **recipe}
+    return {**recipe, "predict_size": settings.predict_size or recipe["predict_size"]}
 
 
 def calibration_for(wanted, recipe, val_pairs, validate):
@@ -229,7 +241,9 @@ def main(argv=None):
     """Run from the command line; returns the exit status: 2 for bad input, 3 when test images were
     unreadable, 128 + the signal's number after a signal."""
     settings = parse_settings(argv)
-    relaunch(settings.gpus, settings.device)
+    launched = relaunch(settings.gpus, settings.device)
+    if launched is not None:
+        return launched
     try:
         status = run(settings)
         leave_group()

@@ -1,22 +1,24 @@
 """Build a training set of RGBA cut-outs and backdrops from Debian packages (a developer's tool).
 
-    apt-get download tuxpaint-stamps-default openclipart-png gnome-backgrounds mate-backgrounds \\
-        ukui-wallpapers lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 lxqt-themes
-    python -m src.make_dataset OUT *.deb --leave-out held_back.txt
+    apt-get download tuxpaint-stamps-default openclipart-png endless-sky-data hedgewars-data \\
+        freedroidrpg-data flare-game gnome-backgrounds mate-backgrounds ukui-wallpapers \\
+        lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 lxqt-themes
+    python -m src.make_dataset OUT *.deb --leave-out held_back.txt --add splits/train.csv
 
 The packages are unpacked without being installed. OUT then holds cutouts/ and train.csv, for
 --train-csv, and backdrops/, for --backgrounds. Each cut-out stands, at its own resolution, on a
-transparent square canvas, as MAGICK's images do.
+transparent square canvas, as MAGICK's images do; portraits, which their frame cuts off, stay in it.
 
-Stamps were looked at by eye and are taken but for the signs. Clip art comes unsorted, so it must
-pass `single_subject`; and because it shares drawings with the stamps, whatever looks like a stamp
-that is left out, is left out too.
+Stamps were looked at by eye and are taken but for the signs. Drawings come unsorted, so they must
+pass `single_subject`; and because some show what a stamp shows, whatever looks like a stamp that is
+left out, or like an earlier drawing, is left out too.
 """
 
 import argparse
 import subprocess
 import sys
 import tempfile
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,7 @@ from PIL import Image, ImageDraw, ImageOps
 
 from src.console import UserError, log
 from src.files import replacing
+from src.pairs import COLUMNS, read_pairs
 
 # Letters, digits and signs are no subjects; a sign's plate has no matte worth learning.
 NOT_SUBJECTS = ("symbols/", "town/roadsigns/", "town/flags/")
@@ -32,11 +35,23 @@ SHORTEST_SIDE = 48  # pixels; smaller stamps are all edge once they are enlarged
 CLIP_ART = ("animals", "food", "plants/trees", "plants/flowers", "transportation/boating",
             "transportation/vehicles", "tools", "recreation/toys", "recreation/sports",
             "recreation/music", "people", "containers", "buildings", "electronics", "office")
-CLIP_ART_SIDES = (120, 2000)  # pixels: the shorter at least, the longer at most
+# Where drawings are: a name, the folder they share, its parts, and how many are taken at most.
+DRAWINGS = (
+    ("clip", "openclipart/png", CLIP_ART, 350),
+    ("hedgewars", "hedgewars/Data", ("Forts", "Themes"), 100),
+    ("freedroid", "freedroidrpg/data/graphics", ("droids", "items"), 40),
+    ("space", "endless-sky/images", ("outfit", "ship"), 60),
+)
+DRAWING_SIDES = (100, 2000)  # pixels: the shorter at least, the longer at most
+FLAT_EDGE = 0.4  # share of a border line that a subject covers which its frame cuts off
+PORTRAITS = "flare/mods/*/images/portraits"
+ADDED_TIMES = 3
 ALIKE = 0.08  # mean absolute difference of two thumbnails, in 0..1, below which they show the same
 COVERAGE = (0.35, 0.95)  # share of the canvas that the subject's longer side takes
 BACKDROP_SIDE = 1600  # pixels of the longer side; photographs are only ever shown at crop size
-BACKDROP_FOLDERS = ("usr/share/backgrounds", "usr/share/lxqt/wallpapers")
+BACKDROP_FOLDERS = ("usr/share/backgrounds", "usr/share/lxqt/wallpapers",
+                    "endless-sky/images/land")
+MOST_BACKDROPS = 80  # of a folder
 BACKDROP_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -60,14 +75,21 @@ def stamps(folder):
             yield relative.replace("/", "_"), image
 
 
-def clip_art(folder):
-    """(name, RGBA image) of the clip art that shows one solid subject."""
-    shortest, longest = CLIP_ART_SIDES
-    for root in folder.glob("**/openclipart/png"):
-        for path in sorted({path for part in CLIP_ART for path in (root / part).rglob("*.png")}):
-            image = trimmed(path, longest)
-            if image is not None and min(image.size) >= shortest and single_subject(image):
-                yield "clip_" + path.relative_to(root).as_posix().replace("/", "_"), image
+def drawings(paths, title, rng):
+    """(name, RGBA image) of the drawings that show one solid subject, in an order of chance."""
+    shortest, longest = DRAWING_SIDES
+    for path in rng.permutation(np.array(paths, dtype=object)):
+        image = trimmed(path, longest)
+        if image is not None and min(image.size) >= shortest and single_subject(image):
+            yield f"{title}_{path.parent.name}_{path.name}", image
+
+
+def portraits(folder):
+    """(name, RGBA image) of busts in their square frame, which cuts them off."""
+    for path in sorted(folder.glob(f"**/{PORTRAITS}/*.png")):
+        with Image.open(path) as image:
+            if image.width == image.height and "A" in image.getbands():
+                yield f"portrait_{path.name}", image.convert("RGBA")
 
 
 def trimmed(path, longest=None):
@@ -85,11 +107,15 @@ def trimmed(path, longest=None):
 
 
 def single_subject(image):
-    """Whether an RGBA drawing is one connected shape without holes or veils, and is coloured in.
+    """Whether an RGBA drawing, trimmed, is one connected, coloured shape without holes or veils.
 
     An outline drawing's paper shows through its holes, and what the matte of several things, of a
     veil or of a silhouette should be, is anybody's guess.
+    A shape that fills much of an edge was cut off by its frame.
     """
+    solid = np.asarray(image)[..., 3] > 127
+    if max(edge.mean() for edge in (solid[0], solid[-1], solid[:, 0], solid[:, -1])) > FLAT_EDGE:
+        return False
     image = ImageOps.contain(image, (256, 256))
     alpha = np.asarray(image.getchannel("A"))
     solid = ImageOps.expand(image.getchannel("A").point(lambda level: 255 * (level > 127)), 1)
@@ -116,24 +142,28 @@ def thumbnail(image):
     return pixels.astype(np.float32) / 255
 
 
-def is_among(image, thumbnails):
-    """Whether the image, or its mirror image, looks like one of the thumbnails."""
-    own = thumbnail(image)
-    return any(np.abs(view - other).mean() < ALIKE
-               for other in thumbnails for view in (own, own[:, ::-1]))
+def unlike(images, seen):
+    """Those (name, image) that look like none of the thumbnails seen, mirrored or not; theirs are
+    added."""
+    for name, image in images:
+        own = thumbnail(image)
+        views = own, own[:, ::-1]
+        if not any(np.abs(view - other).mean() < ALIKE for other in seen for view in views):
+            seen.append(own)
+            yield name, image
 
 
-def cutouts(folder, left_out):
-    """(name, RGBA image) of all that training may see."""
-    held_back = []
+def cutouts(folder, left_out, rng):
+    """(name, RGBA image) of all that training may see, but for the portraits."""
+    seen = []
     for name, image in stamps(folder):
         if name in left_out:
-            held_back.append(thumbnail(image))
+            seen.append(thumbnail(image))
         else:
             yield name, image
-    for name, image in clip_art(folder):
-        if not is_among(image, held_back):
-            yield name, image
+    for title, shared, parts, most in DRAWINGS:
+        paths = {path for part in parts for path in folder.glob(f"**/{shared}/{part}/**/*.png")}
+        yield from islice(unlike(drawings(sorted(paths), title, rng), seen), most)
 
 
 def on_canvas(image, rng):
@@ -144,25 +174,52 @@ def on_canvas(image, rng):
     return canvas
 
 
-def write_backdrops(folder, out):
-    """RGB JPEG copies of the packages' wallpapers, one of each; returns their number."""
-    out.mkdir(parents=True, exist_ok=True)
-    seen = []
-    paths = [path for part in BACKDROP_FOLDERS for path in folder.glob(f"**/{part}/**/*")]
-    for path in sorted(paths):
+def wallpapers(folder, part):
+    """(name, RGB image) of the pictures below a folder of backdrops"""
+    for path in sorted(folder.glob(f"**/{part}/**/*")):
         if path.suffix.lower() not in BACKDROP_SUFFIXES or path.is_symlink():
             continue
         with Image.open(path) as image:
             # A wallpaper with an alpha channel is a logo on a colour that the desktop gives.
             if min(image.size) < 256 or "transparency" in image.info or "A" in image.getbands():
                 continue
-            image = image.convert("RGB")
-        if is_among(image, seen):
-            continue
-        seen.append(thumbnail(image))
-        image.thumbnail((BACKDROP_SIDE, BACKDROP_SIDE))
-        image.save(out / f"{path.parent.name}_{path.stem}.jpg", quality=92)
+            yield f"{path.parent.name}_{path.stem}", image.convert("RGB")
+
+
+def write_backdrops(folder, out):
+    """RGB JPEG copies of the packages' wallpapers, one of each; returns their number."""
+    out.mkdir(parents=True, exist_ok=True)
+    seen = []
+    for part in BACKDROP_FOLDERS:
+        for name, image in islice(unlike(wallpapers(folder, part), seen), MOST_BACKDROPS):
+            image.thumbnail((BACKDROP_SIDE, BACKDROP_SIDE))
+            image.save(out / f"{name}.jpg", quality=92)
     return len(seen)
+
+
+def write_set(folder, out, left_out, seed):
+    """Cut-outs and backdrops of what is unpacked in `folder`; returns (cut-out paths relative to
+    `out`, number of backdrops)."""
+    (out / "cutouts").mkdir(parents=True, exist_ok=True)
+    names = []
+    for number, (name, image) in enumerate(
+            cutouts(folder, left_out, np.random.default_rng(seed))):
+        names.append(f"cutouts/{name}")
+        canvas = on_canvas(image, np.random.default_rng([seed, number]))
+        canvas.save(out / names[-1], compress_level=1)
+    for name, image in portraits(folder):
+        names.append(f"cutouts/{name}")
+        image.save(out / names[-1], compress_level=1)
+    return names, write_backdrops(folder, out / "backdrops")
+
+
+def rows_of(names, added):
+    """The rows of train.csv: the cut-outs, and those of another CSV, ADDED_TIMES over."""
+    rows = [(name, "") for name in names]
+    if added:
+        pairs = read_pairs(added)
+        rows += ADDED_TIMES * [pairs[index] for index in range(len(pairs))]
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def main(argv=None):
@@ -171,27 +228,25 @@ def main(argv=None):
     parser.add_argument("packages", type=Path, nargs="+", help=".deb files")
     parser.add_argument("--leave-out", type=Path, metavar="FILE",
                         help="names of stamps, one a line, that validation needs unseen")
+    parser.add_argument("--add", type=Path, metavar="CSV",
+                        help=f"training rows to add to train.csv, {ADDED_TIMES} times over")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    left_out = set()
-    if arguments.leave_out:
-        left_out = {line.strip() for line in arguments.leave_out.read_text().splitlines()}
-    (arguments.out / "cutouts").mkdir(parents=True, exist_ok=True)
-    names = []
-    with tempfile.TemporaryDirectory() as folder:
-        try:
+    out, left_out = arguments.out, set()
+    try:
+        if arguments.leave_out:
+            left_out = {line.strip() for line in arguments.leave_out.read_text().splitlines()}
+        with tempfile.TemporaryDirectory() as folder:
             unpack(arguments.packages, folder)
-        except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 2
-        for number, (name, image) in enumerate(cutouts(Path(folder), left_out)):
-            names.append(f"cutouts/{name}")
-            canvas = on_canvas(image, np.random.default_rng([arguments.seed, number]))
-            canvas.save(arguments.out / names[-1], compress_level=1)
-        backdrops = write_backdrops(Path(folder), arguments.out / "backdrops")
-    with replacing(arguments.out / "train.csv") as part:
-        pd.DataFrame({"image_path": names}).to_csv(part, index=False)
-    log(f"Wrote {len(names)} cut-outs and {backdrops} backdrops to {arguments.out}")
+            names, backdrops = write_set(Path(folder), out, left_out, arguments.seed)
+        rows = rows_of(names, arguments.add)
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    with replacing(out / "train.csv") as part:
+        rows.to_csv(part, index=False)
+    log(f"Wrote {len(names)} cut-outs and {backdrops} backdrops to {out}; train.csv has "
+        f"{len(rows)} rows")
     return 0
 
 

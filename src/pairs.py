@@ -121,7 +121,10 @@ def placed_paths(column, name, csv_path):
     Which folder they are relative to, and how many leading parts belong to another machine, is
     learnt from the first few, not by touching each file.
     """
-    sample = column[column != ""].head(ROWS_TO_PLACE)
+    filled = column[column != ""]
+    # An absolute path would fit any folder.
+    relative = filled[[not os.path.isabs(path) for path in filled]]
+    sample = (filled if relative.empty else relative).head(ROWS_TO_PLACE)
     if sample.empty:
         return np.array([b""] * len(column))
     bases = [Path.cwd(), *Path(csv_path).resolve().parents]

@@ -11,12 +11,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from src.calibration import calibration_of
 from src.console import progress
 from src.data import ScoredSet, TestSet, make_loader, share_loader
-from src.hardware import autocast, mapped_ahead
+from src.hardware import mapped_ahead
 from src.refinement import refine
 from src.u2netp import ConvNormReLU
 
 
-def predictor(model, device):
+def predictor(model, machine):
     """A copy of U2NETP that predicts the same, faster: batch norms folded into the convolutions
     before them (the same affine map per channel), channels last in memory."""
     model = copy.deepcopy(model).eval()
@@ -24,23 +24,22 @@ def predictor(model, device):
         if isinstance(module, ConvNormReLU):
             module.conv_s1 = fuse_conv_bn_eval(module.conv_s1, module.bn_s1)
             module.bn_s1 = nn.Identity()
-    return model.to(device, memory_format=torch.channels_last)
+    return model.to(machine.device, memory_format=torch.channels_last)
 
 
 @torch.inference_mode()
-def predict_alpha(model, images, device, dtype=None):
+def predict_alpha(model, images, machine):
     """float32 [B,3,H,W] in [-1,1] -> alpha, float32 [B,1,H,W] in [0,1] on the CPU.
 
-    model: what `predictor` returns. dtype: autocast's, None for float32.
+    model: what `predictor` returns.
     """
-    images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-    with autocast(device, dtype):
-        return model.matte(images).float().cpu()
+    with machine.autocast():
+        return model.matte(machine.to_device(images)).float().cpu()
 
 
-def mirrored_alpha(model, images, device, dtype=None):
+def mirrored_alpha(model, images, machine):
     """The prediction for the mirrored images, mirrored back; arguments as of predict_alpha"""
-    return predict_alpha(model, images.flip(3), device, dtype).flip(3)
+    return predict_alpha(model, images.flip(3), machine).flip(3)
 
 
 def resize_alpha(alpha, width, height):
@@ -70,7 +69,7 @@ def to_uint8(alpha):
     return np.rint(alpha * 255).astype(np.uint8)
 
 
-def full_alphas(model, loader, recipe, device, dtype, title, done=0):
+def full_alphas(model, loader, recipe, machine, title, done=0):
     """Yields (batch, alpha [H,W] in [0,1]) of each image of a loader, before calibration.
 
     Loader workers decode ahead, and threads bring the alphas to full size behind the network, so
@@ -78,9 +77,9 @@ def full_alphas(model, loader, recipe, device, dtype, title, done=0):
     """
     def small_alphas():
         for batch in progress(loader, title, done, "image"):
-            alpha = predict_alpha(model, batch["img"], device, dtype)
+            alpha = predict_alpha(model, batch["img"], machine)
             if recipe["flip"]:
-                alpha = (alpha + mirrored_alpha(model, batch["img"], device, dtype)) / 2
+                alpha = (alpha + mirrored_alpha(model, batch["img"], machine)) / 2
             yield batch, alpha
 
     def finish(item):
@@ -90,7 +89,7 @@ def full_alphas(model, loader, recipe, device, dtype, title, done=0):
     yield from mapped_ahead(finish, small_alphas())
 
 
-def predict_masks(model, tests, recipe, device, dtype=None, workers=0, done=0):
+def predict_masks(model, tests, recipe, machine, done=0):
     """Yields (name, uint8 mask [H,W] of the image's own size, "" or why the mask is blank).
 
     tests: list of TestImage; model: what `predictor` returns; recipe: {"predict_size": side of the
@@ -98,19 +97,19 @@ def predict_masks(model, tests, recipe, device, dtype=None, workers=0, done=0):
     "calibration": see calibration_of}. The first `done` tests are left out.
     """
     calibrate = calibration_of(recipe)
-    loader = make_loader(TestSet(tests[done:], recipe["predict_size"]), 1, workers, device)
-    for batch, alpha in full_alphas(model, loader, recipe, device, dtype, "predict", done):
+    loader = make_loader(TestSet(tests[done:], recipe["predict_size"]), 1, machine)
+    for batch, alpha in full_alphas(model, loader, recipe, machine, "predict", done):
         problem = batch["problem"][0]
         yield batch["name"][0], to_uint8(calibrate(alpha) * (not problem)), problem
 
 
-def validation_pairs(model, pairs, recipe, device, dtype=None, workers=0):
+def validation_pairs(model, pairs, recipe, machine):
     """Yields (image, prediction, truth, path) of this process's share of the validation rows.
 
     image: float32 [3,size,size] in [-1,1]; prediction, before calibration, and truth: float32
     arrays [H,W] in [0,1], of the image's own size, where the competition compares them.
     """
-    loader = share_loader(ScoredSet(pairs, recipe["predict_size"]), 1, workers, device)
-    for batch, alpha in full_alphas(model, loader, recipe, device, dtype, "predict val"):
+    loader = share_loader(ScoredSet(pairs, recipe["predict_size"]), 1, machine)
+    for batch, alpha in full_alphas(model, loader, recipe, machine, "predict val"):
         truth = batch["truth"][0].numpy().astype(np.float32) / 255
         yield batch["img"][0], alpha, truth, batch["path"][0]

@@ -21,7 +21,7 @@ def candidate_sizes(size):
     return [size, 32 * round(1.25 * size / 32)]
 
 
-def choose_recipe(model, pairs, sizes, budget, device, dtype=None, workers=0):
+def choose_recipe(model, pairs, sizes, budget, machine):
     """{"predict_size", "flip", "refine"} of the lowest validation MSE within the budget.
 
     model: what `predictor` returns; budget: seconds per image for network and refinement, None for
@@ -31,7 +31,7 @@ def choose_recipe(model, pairs, sizes, budget, device, dtype=None, workers=0):
     """
     trials = {}
     for size in sizes:
-        images = trial_rows(model, pairs.first(IMAGES), size, device, dtype, workers)
+        images = trial_rows(model, pairs.first(IMAGES), size, machine)
         for rows in merged(list(images)):
             for each, mse, seconds in rows:
                 trials.setdefault((size, *each), []).append((mse, seconds))
@@ -55,15 +55,15 @@ def yes(flag):
     return "yes" if flag else "no"
 
 
-def trial_rows(model, pairs, size, device, dtype, workers):
+def trial_rows(model, pairs, size, machine):
     """Yields for each image of this process's share [((flip, refine), MSE, seconds), ...]."""
-    loader = share_loader(ScoredSet(pairs, size), 1, workers, device)
+    loader = share_loader(ScoredSet(pairs, size), 1, machine)
     for batch in progress(loader, f"recipe {size}", unit="image"):
         truth = batch["truth"][0].numpy().astype(np.float32) / 255
         began = time.perf_counter()
-        plain = predict_alpha(model, batch["img"], device, dtype)
+        plain = predict_alpha(model, batch["img"], machine)
         forward = time.perf_counter() - began
-        both = (plain + mirrored_alpha(model, batch["img"], device, dtype)) / 2
+        both = (plain + mirrored_alpha(model, batch["img"], machine)) / 2
         rows = []
         for flip, refined in product((False, True), repeat=2):
             began = time.perf_counter()

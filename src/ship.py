@@ -17,13 +17,13 @@ import torch
 
 from src.checkpoint import halved, read_checkpoint, write_checkpoint
 from src.console import UserError, log
-from src.hardware import prepare_machine, worker_count
+from src.hardware import machine_for, prepare_machine
 from src.pairs import read_pairs
 from src.prediction import predictor, validation_pairs
 from src.recipe import UNTRIED, choose_recipe
 from src.u2netp import U2NETP
 
-CPU = torch.device("cpu")
+MACHINE = machine_for(torch.device("cpu"), "off", None)
 SHARES = (0.4, 0.6, 0.8, 1.0)
 SIZES = (320, 352, 384)
 
@@ -37,13 +37,13 @@ def between(first, last, share):
 def model_of(model_state):
     model = U2NETP()
     model.load_state_dict(model_state)
-    return predictor(model, CPU)
+    return predictor(model, MACHINE)
 
 
 def validation_mse(model, pairs, size):
     """Mean MSE at the images' own size by the recipe that needs no choice."""
     recipe = {**UNTRIED, "predict_size": size}
-    rows = validation_pairs(model, pairs, recipe, CPU, workers=worker_count(None))
+    rows = validation_pairs(model, pairs, recipe, MACHINE)
     return float(np.mean([np.square(alpha - truth).mean() for _, alpha, truth, _ in rows]))
 
 
@@ -73,8 +73,7 @@ def main(argv=None):
     state = halved(between(*ends, best))
     whole = {key: tensor.float() if tensor.is_floating_point() else tensor
              for key, tensor in state.items()}
-    recipe = choose_recipe(model_of(whole), pairs, arguments.sizes, None, CPU,
-                           workers=worker_count(None))
+    recipe = choose_recipe(model_of(whole), pairs, arguments.sizes, None, MACHINE)
     recipe = {**recipe, "calibration": "none", "share": best}
     write_checkpoint(arguments.out, state, recipe=recipe)
     log(f"Wrote {arguments.out}: {arguments.out.stat().st_size:,} bytes, {best:.2f} of the way")

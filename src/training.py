@@ -23,7 +23,6 @@ from src.distributed import (
     agree, average_buffers, merged, sum_over_processes, wait_for_all, world_size,
 )
 from src.files import digest, replacing
-from src.hardware import amp_dtype, autocast, prediction_dtype, worker_count
 from src.inputs import BEST_CHECKPOINT
 from src.losses import matte_loss, matte_mse
 from src.stopping import Interrupted
@@ -50,9 +49,10 @@ class Run:
     PARTS = ("ema", "optimizer", "scheduler", "scaler")
     VALUES = ("epoch", "batch", "best", "metrics", "totals", "skipped")
 
-    def __init__(self, model, settings, device, steps_per_epoch):
+    def __init__(self, model, settings, machine, steps_per_epoch):
+        device = machine.device
         self.model = model.to(device, memory_format=torch.channels_last)
-        self.device, self.dtype = device, amp_dtype(settings.amp, device)
+        self.machine = machine
         self.frozen_norms = settings.batch_norm == "frozen"
         self.pieces = 1  # that a batch is computed in
         self.non_finite = 0  # losses in a row that were NaN or infinite
@@ -72,7 +72,7 @@ class Run:
             self.scheduler = ReduceLROnPlateau(
                 self.optimizer, mode="min", factor=0.5, patience=2)
         # Without fp16 the scale stays 1, and only skips the steps whose gradients are not finite.
-        fp16 = self.dtype is torch.float16
+        fp16 = machine.dtype is torch.float16
         self.scaler = torch.amp.GradScaler(
             device.type, init_scale=2.0**16 if fp16 else 1.0,
             growth_interval=2000 if fp16 else 2**31 - 1)
@@ -89,8 +89,8 @@ class Run:
     def state_dict(self):
         parts = {name: getattr(self, name) for name in self.PARTS}
         random = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.machine.device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(self.machine.device)
         return {
             **{name: part and part.state_dict() for name, part in parts.items()},
             **{name: getattr(self, name) for name in self.VALUES}, "random": random,
@@ -102,10 +102,10 @@ class Run:
                 getattr(self, name).load_state_dict(state[name])
         for name in self.VALUES:
             setattr(self, name, state[name])
-        self.totals = self.totals.to(self.device)
+        self.totals = self.totals.to(self.machine.device)
         torch.set_rng_state(state["random"]["cpu"])
         if "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"], self.device)
+            torch.cuda.set_rng_state(state["random"]["cuda"], self.machine.device)
 
 
 def cosine_with_warm_up(steps):
@@ -126,7 +126,7 @@ def cosine_with_warm_up(steps):
 # ---------------------------------------------------------------- the loop
 
 
-def train(model, train_pairs, val_pairs, settings, device, out, stop, test_count=0, skipped=()):
+def train(model, train_pairs, val_pairs, settings, machine, out, stop, test_count=0, skipped=()):
     """Train the model in place; it ends with the weights of its best validation.
 
     Writes in `out`: u2netp_best.pth whenever the validation MSE falls, metrics.csv and skipped.csv
@@ -142,13 +142,12 @@ def train(model, train_pairs, val_pairs, settings, device, out, stop, test_count
     read.
     """
     size = settings.predict_size or settings.train_size
-    workers = worker_count(settings.workers)
     augment = JointAugment(settings.train_size, settings.crop_scale)
     train_set = TrainingSet(train_pairs, augment, settings.seed)
     sampler = ShuffledEpochs(len(train_set), settings.seed)
-    train_loader = make_loader(train_set, settings.train_batch, workers, device, sampler)
+    train_loader = make_loader(train_set, settings.train_batch, machine, sampler)
     val_set = ValidationSet(val_pairs, size)
-    val_loader = share_loader(val_set, settings.train_batch, workers, device)
+    val_loader = share_loader(val_set, settings.train_batch, machine)
     # Made in this process, without waking a loader's workers
     first_train = collated([train_set[key] for key in islice(sampler, settings.train_batch)])
     first_val = collated([val_set[index] for index in range(min(4, len(val_pairs)))])
@@ -162,13 +161,13 @@ def train(model, train_pairs, val_pairs, settings, device, out, stop, test_count
         "validation rows": digest((val_pairs.images, val_pairs.alphas)),
     }
     steps = len(train_loader)
-    run = Run(model, settings, device, steps)
+    run = Run(model, settings, machine, steps)
     run.skipped.update(skipped)
     resume(run, out / LAST_CHECKPOINT, configuration)
     candidates = {"": model} if run.ema is None else {"": model, ", moving average": run.ema.module}
     timing = {"val": 0.0}
     if stop.seconds_left() < math.inf:
-        timing["val"] = seconds_per_image(model, first_val, device, run.dtype)
+        timing["val"] = seconds_per_image(model, first_val, machine)
 
     def save():
         if rank() == 0:
@@ -195,7 +194,7 @@ def train(model, train_pairs, val_pairs, settings, device, out, stop, test_count
                 "batches, to leave room for the prediction")
 
         began = time.monotonic()
-        errors = {name: evaluate(each, val_loader, device, prediction_dtype(run.dtype), stop)
+        errors = {name: evaluate(each, val_loader, machine.for_prediction(), stop)
                   for name, each in candidates.items()}
         timing["val"] = (time.monotonic() - began) / len(candidates) / len(val_pairs)
         name = min(errors, key=lambda name: errors[name][1])
@@ -214,7 +213,7 @@ def train(model, train_pairs, val_pairs, settings, device, out, stop, test_count
 
     wait_for_all()
     model.load_state_dict(read_checkpoint(out / BEST_CHECKPOINT).model_state)
-    describe_outputs(model, first_train, device, run.dtype)
+    describe_outputs(model, first_train, machine)
     return run.metrics
 
 
@@ -225,7 +224,7 @@ def train_epoch(run, loader, must_end, save, save_seconds):
     """
     set_train_mode(run.model, run.frozen_norms)
     guard = NonFiniteGuard(run)
-    check_every = STEPS_PER_CHECK if run.device.type == "cuda" else 1
+    check_every = STEPS_PER_CHECK if run.machine.device.type == "cuda" else 1
     last_save, ending = time.monotonic(), [False, False]
     for batch in progress(loader, f"train {run.epoch}", done=run.batch):
         if batch["skipped"]:
@@ -258,9 +257,8 @@ def train_step(run, batch):
 
     When the card runs out of memory the batch is computed in twice as many pieces from then on.
     """
-    images = batch["img"].to(
-        run.device, non_blocking=True, memory_format=torch.channels_last)
-    masks = batch["mask"].to(run.device, non_blocking=True)
+    images = run.machine.to_device(batch["img"])
+    masks = batch["mask"].to(run.machine.device, non_blocking=True)
     errors = None
     while errors is None:
         run.optimizer.zero_grad(set_to_none=True)
@@ -290,7 +288,7 @@ def accumulate_gradients(run, images, masks):
     for number, (image, mask) in enumerate(zip(images, masks), 1):
         waits = number < run.pieces and run.parallel is not run.model
         with run.parallel.no_sync() if waits else nullcontext():
-            with autocast(run.device, run.dtype):
+            with run.machine.autocast():
                 outputs = run.parallel(image)
             loss = matte_loss(outputs, mask).sum() / count
             run.scaler.scale(loss).backward()
@@ -303,7 +301,7 @@ def halve_pieces(run, batch):
     if run.pieces >= batch:
         raise UserError("the card has no memory for a single crop; lower --train-size") from None
     run.pieces = min(2 * run.pieces, batch)
-    if run.device.type == "cuda":
+    if run.machine.device.type == "cuda":
         torch.cuda.empty_cache()
     log(f"Out of memory: from here on a batch is computed in {run.pieces} pieces")
 
@@ -356,7 +354,7 @@ class NonFiniteGuard:
 
 
 @torch.no_grad()
-def evaluate(model, loader, device, dtype, stop):
+def evaluate(model, loader, machine, stop):
     """Mean (loss, MSE) over the validation images of all processes, in eval mode.
 
     The means are taken image by image in the set's order, so that they do not depend on the
@@ -365,10 +363,9 @@ def evaluate(model, loader, device, dtype, stop):
     model.eval()
     errors = []
     for batch in stop.guarded(progress(loader, "val")):
-        masks = batch["mask"].to(device, non_blocking=True)
-        with autocast(device, dtype):
-            outputs = model(batch["img"].to(
-                device, non_blocking=True, memory_format=torch.channels_last))
+        masks = batch["mask"].to(machine.device, non_blocking=True)
+        with machine.autocast():
+            outputs = model(machine.to_device(batch["img"]))
         both = torch.stack([matte_loss(outputs, masks), matte_mse(outputs, masks)], dim=1)
         errors += zip(both.tolist(), batch["path"])
     errors = merged(errors)
@@ -418,12 +415,12 @@ def resume(run, path, configuration):
     log(f"Continuing {path}: epoch {run.epoch}, {run.batch} batches done")
 
 
-def seconds_per_image(model, batch, device, dtype):
+def seconds_per_image(model, batch, machine):
     """Time of a forward pass, for an estimate before the first validation has been timed."""
     for _ in range(2):  # the first one warms up
         began = time.monotonic()
-        with torch.no_grad(), autocast(device, dtype):
-            model.eval()(batch["img"].to(device))[0].sum().item()
+        with torch.no_grad(), machine.autocast():
+            model.eval()(machine.to_device(batch["img"]))[0].sum().item()
     return (time.monotonic() - began) / len(batch["img"]) / world_size()
 
 
@@ -451,12 +448,12 @@ def describe_batch(title, batch):
 
 
 @torch.no_grad()
-def describe_outputs(model, batch, device, dtype):
+def describe_outputs(model, batch, machine):
     """A log line that shows that the trained network's output, loss and metric are sound."""
     model.eval()
-    masks = batch["mask"].to(device)
-    with autocast(device, dtype):
-        outputs = model(batch["img"].to(device))
+    masks = batch["mask"].to(machine.device)
+    with machine.autocast():
+        outputs = model(machine.to_device(batch["img"]))
     d0 = outputs[0]
     loss, mse = matte_loss(outputs, masks).mean(), matte_mse(outputs, masks).mean()
     log(f"Check after training: d0 {list(d0.shape)} in [{d0.min():.4f}, {d0.max():.4f}], "

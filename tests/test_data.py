@@ -17,7 +17,7 @@ def training_set(kernel, csv, seed=1):
 
 def test_batches_keep_the_contract(kernel, small_data):
     loader = kernel.make_loader(
-        training_set(kernel, small_data.train), 4, 0, torch.device("cpu"),
+        training_set(kernel, small_data.train), 4, kernel.Machine(),
         kernel.ShuffledEpochs(4, 1))
     batch = next(iter(loader))
     assert batch["img"].shape == (4, 3, 64, 64) and batch["img"].dtype == torch.float32
@@ -29,7 +29,7 @@ def test_batches_keep_the_contract(kernel, small_data):
 def epochs(kernel, csv, workers):
     data = training_set(kernel, csv)
     sampler = kernel.ShuffledEpochs(len(data), 1)
-    loader = kernel.make_loader(data, 2, workers, torch.device("cpu"), sampler)
+    loader = kernel.make_loader(data, 2, kernel.Machine(workers=workers), sampler)
     for sampler.epoch in (1, 2):
         yield from loader
 
@@ -164,7 +164,8 @@ def broken(data, *names):
 def test_the_next_pair_stands_in_for_one_that_cannot_be_read(kernel, small_data, workers):
     broken(small_data, "train2")
     data = training_set(kernel, small_data.train)
-    loader = kernel.make_loader(data, 4, workers, torch.device("cpu"), [(1, i) for i in range(4)])
+    machine = kernel.Machine(workers=workers)
+    loader = kernel.make_loader(data, 4, machine, [(1, i) for i in range(4)])
     (batch,) = loader
     assert [os.path.basename(path) for path in batch["path"]] == [
         "train0.png", "train1.png", "train3.png", "train3.png"]
@@ -183,13 +184,13 @@ def test_unreadable_validation_pairs_are_left_out(kernel, tmp_path, workers):
     pairs = kernel.read_pairs(write_pairs(tmp_path, 40, size=8, name="val"))
     (tmp_path / "alphas" / "val7.png").unlink()
     (tmp_path / "images" / "val9.png").write_bytes(b"")
-    rest, unreadable = kernel.without_unreadable(pairs, workers)
+    rest, unreadable = kernel.without_unreadable(pairs, kernel.Machine(workers=workers))
     assert len(rest) == 38 and pairs[7][0] not in [rest[i][0] for i in range(38)]
     assert sorted(map(os.path.basename, unreadable)) == ["val7.png", "val9.png"]
     assert "val7.png: cannot be read" in unreadable[pairs[7][0]]
     (tmp_path / "images" / "val11.png").write_bytes(b"")
     with pytest.raises(kernel.UserError, match="3 of 40 validation pairs .* more than 5%"):
-        kernel.without_unreadable(pairs, workers)
+        kernel.without_unreadable(pairs, kernel.Machine(workers=workers))
 
 
 def test_skipped_pairs_are_listed(kernel, tmp_path, capsys):

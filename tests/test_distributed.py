@@ -39,19 +39,19 @@ from src.data import ShuffledEpochs, TrainingSet, make_loader
 from src.pairs import read_pairs
 from src.distributed import average_buffers, join_group, leave_group, world_size
 from src.augment import JointAugment
-from src.hardware import prepare_machine
+from src.hardware import Machine, prepare_machine
 from src.training import Run, accumulate_gradients, train_step
 from src.u2netp import U2NETP
 
 prepare_machine(0)
-device = join_group(torch.device("cpu"))
+machine = Machine(join_group(torch.device("cpu")))
 batch = 4 // world_size()
 settings = dataclasses.replace(Settings(), train_size=64, train_batch=batch, ema=0)
 model = U2NETP()
-run = Run(model, settings, device, 1)
+run = Run(model, settings, machine, 1)
 model.eval()  # batch norms aside: each process would normalise with its own crops
 pairs = read_pairs(sys.argv[1])
-loader = make_loader(TrainingSet(pairs, JointAugment(64), 0), batch, 0, device,
+loader = make_loader(TrainingSet(pairs, JointAugment(64), 0), batch, machine,
                      ShuffledEpochs(len(pairs), 0))
 first = next(iter(loader))
 accumulate_gradients(run, first["img"], first["mask"])
@@ -99,10 +99,10 @@ def test_two_processes_write_what_one_writes(data, tmp_path):
     assert one == two
 
     kernel = load_modules()
-    model, cpu = kernel.U2NETP(), torch.device("cpu")
+    model, machine = kernel.U2NETP(), kernel.Machine()
     model.load_state_dict(kernel.read_checkpoint(best).model_state)
-    loader = kernel.share_loader(kernel.ValidationSet(kernel.read_pairs(data[3]), 64), 1, 0, cpu)
-    mse = kernel.evaluate(model, loader, cpu, None, kernel.StopWatch())[1]
+    loader = kernel.share_loader(kernel.ValidationSet(kernel.read_pairs(data[3]), 64), 1, machine)
+    mse = kernel.evaluate(model, loader, machine, kernel.StopWatch())[1]
     assert mse == pytest.approx(pd.read_csv(tmp_path / "two" / "metrics.csv").val_mse.min(), 1e-4)
 
 

@@ -2,13 +2,14 @@
 
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
-from conftest import draw
+from conftest import draw, write_pairs
 from src import make_dataset
 from src.pairs import read_pairs
 
@@ -93,8 +94,52 @@ def test_what_looks_like_a_held_back_stamp_is_left_out_too(tmp_path):
         subject.transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path) if (
             path.stem == "mirrored") else subject.resize((450, 450)).save(path)
     drawing((20, 80, 280, 220), colour=(60, 240, 90, 255)).save(clips / "other.png")
-    names = [name for name, _ in make_dataset.cutouts(tmp_path, {"animals_cat.png"})]
+    left_out, rng = {"animals_cat.png"}, np.random.default_rng(0)
+    names = [name for name, _ in make_dataset.cutouts(tmp_path, left_out, rng)]
     assert names == ["clip_animals_other.png"]
+
+
+def test_a_source_gives_each_drawing_once_and_no_more_than_its_share(tmp_path, monkeypatch):
+    for number, colour in enumerate(((220, 30, 30), (60, 240, 90), (250, 250, 20), (20, 250, 250))):
+        for copy in "ab":
+            path = tmp_path / f"usr/share/art/things/{number}{copy}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            drawing((20, 80, 280, 220), colour=(*colour, 255)).save(path)
+
+    def taken(most):
+        monkeypatch.setattr(make_dataset, "DRAWINGS", (("new", "share/art", ("things",), most),))
+        images = make_dataset.cutouts(tmp_path, set(), np.random.default_rng(0))
+        return sorted(name[:12] for name, _ in images)
+
+    assert taken(9) == [f"new_things_{number}" for number in range(4)]
+    assert len(taken(2)) == 2
+
+
+def test_portraits_stay_in_the_frame_that_cuts_them_off(tmp_path):
+    folder = tmp_path / "usr/share/games/flare/mods/core/images/portraits"
+    folder.mkdir(parents=True)
+    bust = Image.new("RGBA", (320, 320))
+    ImageDraw.Draw(bust).rectangle((60, 100, 260, 320), fill=(90, 60, 30, 255))
+    bust.save(folder / "knight.png")
+    bust.crop((0, 0, 320, 200)).save(folder / "banner.png")
+    names, _ = make_dataset.write_set(tmp_path, tmp_path / "set", set(), seed=0)
+    assert names == ["cutouts/portrait_knight.png"]
+    with Image.open(tmp_path / "set" / names[0]) as image:
+        assert image.size == (320, 320) and image.getchannel("A").getbbox() == (60, 100, 261, 320)
+
+
+def test_rows_of_another_csv_are_added_three_times(package, tmp_path):
+    csv = write_pairs(tmp_path / "data", 2)
+    assert make_dataset.main([str(tmp_path / "set"), str(package), "--add", str(csv)]) == 0
+    pairs = read_pairs(tmp_path / "set" / "train.csv")
+    assert len(pairs) == 3 + 3 * 2
+    assert pairs[0] == (str(tmp_path / "set/cutouts/animals_cat.png"), "")
+    assert all(Path(path).is_file() for path in (*pairs[3], *pairs[8]))
+
+
+def test_a_drawing_that_its_frame_cuts_off_is_left_out():
+    cut = drawing((20, 20, 280, 280)).crop((20, 20, 281, 150))
+    assert not make_dataset.single_subject(cut)
 
 
 def test_backdrops_come_once_and_without_logos(tmp_path):

@@ -28,6 +28,14 @@ def test_paths_may_be_absolute(kernel, small_data):
         small_data.folder / "images" / "train0.png")
 
 
+def test_absolute_paths_may_stand_beside_relative_ones(kernel, small_data):
+    table = pd.read_csv(small_data.train)
+    table.loc[0] = [str(small_data.folder / path) for path in table.loc[0]]
+    table.to_csv(small_data.train, index=False)
+    pairs = kernel.read_pairs(small_data.train)
+    assert all(os.path.isfile(path) for index in range(4) for path in pairs[index])
+
+
 def test_paths_may_be_relative_to_the_working_folder(kernel, small_data, tmp_path, monkeypatch):
     elsewhere = tmp_path / "elsewhere" / "train.csv"
     elsewhere.parent.mkdir()

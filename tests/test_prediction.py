@@ -4,8 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-CPU = torch.device("cpu")
 PLAIN = {"predict_size": 32, "flip": False, "refine": False, "calibration": "none"}
+
+
+@pytest.fixture
+def machine(kernel):
+    return kernel.Machine()
 
 
 class EchoRed(torch.nn.Module):
@@ -25,11 +29,11 @@ def trained(kernel):
 
 
 @pytest.mark.parametrize("size", [64, 97])
-def test_the_predictor_predicts_what_the_network_does(kernel, size):
+def test_the_predictor_predicts_what_the_network_does(kernel, machine, size):
     model = trained(kernel)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     images = torch.rand(2, 3, size, size) * 2 - 1
-    fast = kernel.predict_alpha(kernel.predictor(model, CPU), images, CPU)
+    fast = kernel.predict_alpha(kernel.predictor(model, machine), images, machine)
     with torch.no_grad():
         assert (fast - model(images)[0]).abs().max() < 1e-5
         assert torch.equal(model.matte(images), model(images)[0])
@@ -37,10 +41,10 @@ def test_the_predictor_predicts_what_the_network_does(kernel, size):
         assert torch.equal(value, state[key])  # the network itself stays as it was
 
 
-def test_validation_compares_at_the_images_own_size(kernel, small_data):
+def test_validation_compares_at_the_images_own_size(kernel, machine, small_data):
     pairs = kernel.read_pairs(small_data.val)
     rows = list(kernel.validation_pairs(
-        kernel.predictor(trained(kernel), CPU), pairs, {**PLAIN, "predict_size": 48}, CPU))
+        kernel.predictor(trained(kernel), machine), pairs, {**PLAIN, "predict_size": 48}, machine))
     assert [row[3] for row in rows] == [pairs[0][0], pairs[1][0]]
     for image, prediction, truth, _ in rows:
         assert image.shape == (3, 48, 48) and prediction.shape == truth.shape == (96, 96)
@@ -48,12 +52,12 @@ def test_validation_compares_at_the_images_own_size(kernel, small_data):
     assert np.array_equal(rows[1][2], np.asarray(alpha, np.float32) / 255)
 
 
-def test_done_images_are_left_out(kernel, small_data):
+def test_done_images_are_left_out(kernel, machine, small_data):
     paths = kernel.list_tests(small_data.test)
     recipe = PLAIN
-    model = kernel.predictor(trained(kernel), CPU)
-    whole = list(kernel.predict_masks(model, paths, recipe, CPU))
-    rest = list(kernel.predict_masks(model, paths, recipe, CPU, done=2))
+    model = kernel.predictor(trained(kernel), machine)
+    whole = list(kernel.predict_masks(model, paths, recipe, machine))
+    rest = list(kernel.predict_masks(model, paths, recipe, machine, done=2))
     assert len(rest) == 1 and rest[0][0] == "a.b" and np.array_equal(rest[0][1], whole[2][1])
 
 
@@ -71,21 +75,21 @@ def test_mapping_ahead_keeps_order_and_bounds(kernel):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_masks_have_their_images_names_sizes_and_order(kernel, small_data, workers):
+def test_masks_have_their_images_names_sizes_and_order(kernel, machine, small_data, workers):
     paths = kernel.list_tests(small_data.test)
     recipe = PLAIN
     masks = list(kernel.predict_masks(
-        kernel.predictor(kernel.U2NETP(), CPU), paths, recipe, CPU, workers=workers))
+        kernel.predictor(kernel.U2NETP(), machine), paths, recipe, kernel.Machine(workers=workers)))
     assert [name for name, *_ in masks] == ["2", "10", "a.b"]
     assert [mask.shape for _, mask, _ in masks] == [(64, 64), (40, 50), (90, 33)]
     assert all(mask.dtype == np.uint8 for _, mask, _ in masks)
 
 
-def test_at_the_images_own_size_nothing_is_lost(kernel, small_data):
+def test_at_the_images_own_size_nothing_is_lost(kernel, machine, small_data):
     """The mask is the matte of the pixels themselves, to the last level."""
     path = small_data.test / "2.png"
     masks = kernel.predict_masks(
-        EchoRed(), [kernel.TestImage("2", path)], {**PLAIN, "predict_size": 64}, CPU)
+        EchoRed(), [kernel.TestImage("2", path)], {**PLAIN, "predict_size": 64}, machine)
     red = np.asarray(kernel.open_image(path, "RGB"))[..., 0]
     assert np.array_equal(next(masks)[1], red)
 
@@ -96,11 +100,11 @@ def test_values_are_rounded_not_truncated(kernel):
     assert kernel.to_uint8(np.float32(0.998)) == 254 and kernel.to_uint8(np.float32(0.999)) == 255
 
 
-def test_the_recipes_calibration_is_applied(kernel, small_data):
+def test_the_recipes_calibration_is_applied(kernel, machine, small_data):
     path = kernel.TestImage("10", small_data.test / "10.png")
     plain, stretched = (
         next(kernel.predict_masks(EchoRed(), [path],
-                                  {**PLAIN, "predict_size": 64, "calibration": name}, CPU))[1]
+                                  {**PLAIN, "predict_size": 64, "calibration": name}, machine))[1]
         for name in ("none", "notebook"))
     assert stretched.min() == 0 and (stretched <= plain).all() and (stretched < plain).any()
 
@@ -117,20 +121,19 @@ def test_resizing_keeps_constants_and_range(kernel, width, height):
 
 
 def test_bf16_is_for_training_only(kernel):
-    assert kernel.prediction_dtype(torch.bfloat16) is None
-    assert kernel.prediction_dtype(torch.float16) is torch.float16
-    assert kernel.prediction_dtype(None) is None
+    for dtype, predicting in ((torch.bfloat16, None), (torch.float16, torch.float16), (None, None)):
+        assert kernel.Machine(dtype=dtype).for_prediction().dtype is predicting
 
 
-def test_predictions_run_in_bf16_too(kernel):
-    model = kernel.predictor(trained(kernel), CPU)
+def test_predictions_run_in_bf16_too(kernel, machine):
+    model = kernel.predictor(trained(kernel), machine)
     images = torch.rand(1, 3, 64, 64) * 2 - 1
-    full = kernel.predict_alpha(model, images, CPU)
-    mixed = kernel.predict_alpha(model, images, CPU, torch.bfloat16)
+    full = kernel.predict_alpha(model, images, machine)
+    mixed = kernel.predict_alpha(model, images, kernel.Machine(dtype=torch.bfloat16))
     assert mixed.dtype == torch.float32 and (full - mixed).abs().max() < 0.05
 
 
-def test_mirroring_averages_with_the_mirrored_image(kernel, small_data):
+def test_mirroring_averages_with_the_mirrored_image(kernel, machine, small_data):
     """A network that answers with a ramp from left to right: with its mirror image, one half."""
     class Ramp(torch.nn.Module):
         def matte(self, x):
@@ -138,7 +141,7 @@ def test_mirroring_averages_with_the_mirrored_image(kernel, small_data):
 
     path = [kernel.TestImage("2", small_data.test / "2.png")]
     masks = {flip: next(kernel.predict_masks(
-        Ramp(), path, {**PLAIN, "predict_size": 64, "flip": flip}, CPU))[1] for flip in (0, 1)}
+        Ramp(), path, {**PLAIN, "predict_size": 64, "flip": flip}, machine))[1] for flip in (0, 1)}
     assert masks[0][0, 0] == 0 and masks[0][0, -1] == 255
     assert (np.abs(masks[1].astype(int) - 127.5) < 1).all()
 
@@ -153,7 +156,8 @@ def test_refinement_is_for_images_larger_than_the_input_only(kernel):
     assert plain.shape == refined.shape == (130, 140) and not np.array_equal(plain, refined)
 
 
-def test_the_recipe_of_the_lowest_error_is_chosen_within_the_budget(kernel, small_data, capsys):
+def test_the_recipe_of_the_lowest_error_is_chosen_within_the_budget(
+        kernel, machine, small_data, capsys):
     """The validation images are soft discs and the network is told so by the red channel, at full
     strength only in mirrored images."""
     class SeesMirrored(torch.nn.Module):
@@ -164,13 +168,13 @@ def test_the_recipe_of_the_lowest_error_is_chosen_within_the_budget(kernel, smal
             return (x[:, :1] > 0.5).float() * (1.0 if self.calls % 2 == 0 else 0.5)
 
     pairs = kernel.read_pairs(small_data.val)
-    chosen = kernel.choose_recipe(SeesMirrored(), pairs, [64], None, CPU)
+    chosen = kernel.choose_recipe(SeesMirrored(), pairs, [64], None, machine)
     assert chosen["predict_size"] == 64 and chosen["flip"] is True
     assert len(chosen["trials"]) == 4
     assert min(trial[3] for trial in chosen["trials"]) == chosen["trials"][2 + chosen["refine"]][3]
     table = capsys.readouterr().out
     assert table.count("chosen") == 1 and len(table.splitlines()) == 5
-    cheap = kernel.choose_recipe(SeesMirrored(), pairs, [64], 1e-9, CPU)
+    cheap = kernel.choose_recipe(SeesMirrored(), pairs, [64], 1e-9, machine)
     assert "No recipe fits" in capsys.readouterr().out and cheap["flip"] is False
 
 

@@ -11,8 +11,6 @@ from PIL import Image
 
 from conftest import write_pairs
 
-CPU = torch.device("cpu")
-
 
 def settings_for(kernel, **changes):
     base = kernel.Settings(train_size=64, train_batch=2, epochs=3, lr=2e-3, workers=0)
@@ -22,8 +20,10 @@ def settings_for(kernel, **changes):
 def train(kernel, data, out, model=None, **changes):
     torch.manual_seed(0)
     model = model or kernel.U2NETP()
+    settings = settings_for(kernel, **changes)
+    machine = kernel.machine_for(torch.device("cpu"), settings.amp, settings.workers)
     metrics = kernel.train(model, kernel.read_pairs(data.train), kernel.read_pairs(data.val),
-                           settings_for(kernel, **changes), CPU, out, kernel.StopWatch())
+                           settings, machine, out, kernel.StopWatch())
     return model, metrics
 
 
@@ -51,8 +51,8 @@ def test_it_learns_and_keeps_the_best(kernel, small_data, tmp_path, capsys):
 def test_the_reported_validation_mse_is_the_best_models(kernel, small_data, tmp_path):
     model, metrics = train(kernel, small_data, tmp_path)
     loader = kernel.share_loader(
-        kernel.ValidationSet(kernel.read_pairs(small_data.val), 64), 1, 0, CPU)
-    mse = kernel.evaluate(model, loader, CPU, None, kernel.StopWatch())[1]
+        kernel.ValidationSet(kernel.read_pairs(small_data.val), 64), 1, kernel.Machine())
+    mse = kernel.evaluate(model, loader, kernel.Machine(), kernel.StopWatch())[1]
     assert mse == pytest.approx(min(m["val_mse"] for m in metrics), rel=1e-4)
 
 
@@ -112,7 +112,7 @@ def test_cosine_steps_with_every_batch(kernel, small_data, tmp_path):
 def run_of(kernel, **changes):
     torch.manual_seed(0)
     settings = settings_for(kernel, **{"train_batch": 4, "ema": 0, **changes})
-    run = kernel.Run(kernel.U2NETP(), settings, CPU, steps_per_epoch=3)
+    run = kernel.Run(kernel.U2NETP(), settings, kernel.Machine(), steps_per_epoch=3)
     run.model.train()
     return run
 
@@ -127,7 +127,7 @@ def batch_of(seed=0, count=4):
 def test_the_moving_average_has_its_half_life(kernel):
     """Of a jump in the weights, half has arrived after as many samples as the half-life says."""
     settings = settings_for(kernel, train_batch=4, ema=40)
-    run = kernel.Run(kernel.U2NETP(), settings, CPU, steps_per_epoch=3)
+    run = kernel.Run(kernel.U2NETP(), settings, kernel.Machine(), steps_per_epoch=3)
     run.ema.update_parameters(run.model)
     weight, average = run.model.outconv.weight, run.ema.module.outconv.weight
     before = weight.detach().clone()

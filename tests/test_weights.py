@@ -6,12 +6,12 @@ import torch
 
 from conftest import CUTOUTS, ROOT, load_bundle
 from src.checkpoint import read_checkpoint
+from src.hardware import Machine
 from src.pairs import read_pairs
 from src.prediction import predictor, validation_pairs
 from src.u2netp import U2NETP
 
 WEIGHTS = ROOT / "kernel" / "weights" / "u2netp_alpha.pth"
-CPU = torch.device("cpu")
 
 
 def test_it_is_small_and_brings_its_recipe():
@@ -38,5 +38,5 @@ def test_it_is_as_good_as_its_card_says():
     pairs = read_pairs(CUTOUTS / "splits" / "val.csv").first(8)
     recipe = {**checkpoint.recipe, "flip": False}
     errors = [np.square(alpha - truth).mean() for _, alpha, truth, _ in
-              validation_pairs(predictor(model, CPU), pairs, recipe, CPU)]
+              validation_pairs(predictor(model, Machine()), pairs, recipe, Machine())]
     assert np.mean(errors) < 0.012

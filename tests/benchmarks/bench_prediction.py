@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from notebook import predicted  # noqa: E402
 from src.checkpoint import read_checkpoint  # noqa: E402
-from src.hardware import prepare_machine, worker_count  # noqa: E402
+from src.hardware import machine_for, prepare_machine  # noqa: E402
 from src.inputs import list_tests  # noqa: E402
 from src.prediction import predict_masks, predictor  # noqa: E402
 from src.recipe import UNTRIED  # noqa: E402
@@ -57,11 +57,11 @@ def notebook(model, tests, csv):
 
 def ours(model, tests, csv, recipe):
     """What main.py does between the checkpoint and the finished submission.csv."""
-    cpu = torch.device("cpu")
+    machine = machine_for(torch.device("cpu"), "off", None)
     prepare_machine(0)
-    fast = predictor(model, cpu)
+    fast = predictor(model, machine)
     write_shard(csv, "benchmark", [test.name for test in tests], lambda done: predict_masks(
-        fast, tests, recipe, cpu, workers=worker_count(None), done=done))
+        fast, tests, recipe, machine, done))
     merge_submission(csv, tests)
 
 

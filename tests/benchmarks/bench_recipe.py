@@ -30,7 +30,7 @@ from notebook import BATCH, predicted, training_steps  # noqa: E402
 from src.checkpoint import read_checkpoint  # noqa: E402
 from src.config import parse_settings  # noqa: E402
 from src.data import open_layers  # noqa: E402
-from src.hardware import prepare_machine  # noqa: E402
+from src.hardware import machine_for, prepare_machine  # noqa: E402
 from src.pairs import read_pairs  # noqa: E402
 from src.prediction import predictor, validation_pairs  # noqa: E402
 from src.recipe import UNTRIED  # noqa: E402
@@ -39,7 +39,6 @@ from src.training import train  # noqa: E402
 from src.u2netp import U2NETP  # noqa: E402
 
 NOTEBOOK_SIZE = 512
-CPU = torch.device("cpu")
 
 
 def published(weights):
@@ -67,6 +66,7 @@ def notebook_errors(weights, csv, pairs, steps):
 def our_errors(weights, settings, pairs, steps):
     """The same for our training, with as many pixels, in one epoch."""
     prepare_machine(settings.seed)
+    machine = machine_for(torch.device("cpu"), settings.amp, settings.workers)
     model = published(weights)
     if steps:
         count = round(steps * BATCH * (NOTEBOOK_SIZE / settings.train_size) ** 2)
@@ -76,10 +76,10 @@ def our_errors(weights, settings, pairs, steps):
         if settings.batch_norm == "auto":
             settings = dataclasses.replace(settings, batch_norm="frozen")
         with tempfile.TemporaryDirectory() as folder:
-            train(model, rows, pairs, settings, CPU, Path(folder), StopWatch())
+            train(model, rows, pairs, settings, machine, Path(folder), StopWatch())
     recipe = {**UNTRIED, "predict_size": settings.predict_size or settings.train_size}
     return [np.square(prediction - truth).mean() for _, prediction, truth, _ in
-            validation_pairs(predictor(model, CPU), pairs, recipe, CPU)]
+            validation_pairs(predictor(model, machine), pairs, recipe, machine.for_prediction())]
 
 
 def by_kind(errors, csv):

@@ -26,7 +26,7 @@ from src.checkpoint import read_checkpoint  # noqa: E402
 from src.config import Settings  # noqa: E402
 from src.data import ShuffledEpochs, TrainingSet, make_loader  # noqa: E402
 from src.pairs import read_pairs  # noqa: E402
-from src.hardware import prepare_machine, worker_count  # noqa: E402
+from src.hardware import machine_for, prepare_machine  # noqa: E402
 from src.training import Run, train_epoch  # noqa: E402
 from src.u2netp import U2NETP  # noqa: E402
 
@@ -44,11 +44,11 @@ def our_rate(csv, model):
     """Samples a second of our train_epoch with its defaults; the clock starts after the warm-up."""
     settings = dataclasses.replace(Settings(), train_size=SIZE, train_batch=BATCH)
     prepare_machine(settings.seed)
-    pairs, device = read_pairs(csv), torch.device("cpu")
+    pairs, machine = read_pairs(csv), machine_for(torch.device("cpu"), "off", None)
     data = TrainingSet(pairs, JointAugment(SIZE, settings.crop_scale), settings.seed)
-    loader = make_loader(data, BATCH, worker_count(None), device,
+    loader = make_loader(data, BATCH, machine,
                          ShuffledEpochs(len(pairs), settings.seed))
-    run, times = Run(model, settings, device, len(loader)), []
+    run, times = Run(model, settings, machine, len(loader)), []
 
     def note_time():
         times.append(time.perf_counter())

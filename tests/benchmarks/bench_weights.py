@@ -20,14 +20,14 @@ sys.path.insert(0, str(ROOT))
 
 from src.calibration import calibration_of  # noqa: E402
 from src.checkpoint import read_checkpoint  # noqa: E402
-from src.hardware import prepare_machine, worker_count  # noqa: E402
+from src.hardware import machine_for, prepare_machine  # noqa: E402
 from src.pairs import read_pairs  # noqa: E402
 from src.prediction import predictor, validation_pairs  # noqa: E402
 from src.preview import save_validation_preview  # noqa: E402
 from src.recipe import UNTRIED  # noqa: E402
 from src.u2netp import U2NETP  # noqa: E402
 
-CPU = torch.device("cpu")
+MACHINE = machine_for(torch.device("cpu"), "off", None)
 
 
 def main():
@@ -50,8 +50,7 @@ def main():
             recipe["predict_size"] = arguments.size
         calibrate = calibration_of(recipe)
         rows = [(image, calibrate(alpha), truth, Path(file).name) for image, alpha, truth, file in
-                validation_pairs(predictor(model, CPU), pairs, recipe, CPU,
-                                 workers=worker_count(None))]
+                validation_pairs(predictor(model, MACHINE), pairs, recipe, MACHINE)]
         table = pd.DataFrame({
             "backdrop": kinds,
             "MSE": [np.square(alpha - truth).mean() for _, alpha, truth, _ in rows],
