@@ -19,6 +19,7 @@ def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     train, val = write_pairs(folder, 7), write_pairs(folder, 3, name="val")
     write_pairs(folder / "test", 5, size=40)
+    (folder / "test" / "images" / "torn.png").write_bytes(b"no picture")
     return ("--train-csv", train, "--val-csv", val, "--test-root", folder / "test" / "images")
 
 
@@ -84,17 +85,19 @@ def test_gradients_are_those_of_the_doubled_batch(data, tmp_path):
 
 
 def test_two_processes_write_what_one_writes(data, tmp_path):
-    """Trained by two, predicted by two and by one; validated by two and here."""
+    """Trained by two, predicted by two and by one; validated by two and here. A test image that
+    cannot be read gives both the same exit status."""
     trained = run_script(SCRIPT, "--mode", "train", *data, *FLAGS, "--gpus", 2, "--out", "two",
                          cwd=tmp_path)
-    assert trained.returncode == 0, trained.stderr
+    assert trained.returncode == 3, trained.stderr
+    assert "BLANK MASK for torn" in trained.stdout and "Traceback" not in trained.stderr
     assert trained.stdout.count("Epoch 1:") == 1
     assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
         "metrics.csv", "preview", "submission.csv", "u2netp_best.pth"]
     best = tmp_path / "two" / "u2netp_best.pth"
     alone = run_script(SCRIPT, *data[4:], "--checkpoint", best, "--device", "cpu", "--out", "one",
                        cwd=tmp_path)
-    assert alone.returncode == 0, alone.stderr
+    assert alone.returncode == 3, alone.stderr
     one, two = ((tmp_path / name / "submission.csv").read_bytes() for name in ("one", "two"))
     assert one == two
 
@@ -112,5 +115,5 @@ def test_a_dead_rank_ends_the_run_with_its_error(data, tmp_path):
     (broken / "images" / "train3.png").write_bytes(b"no picture")
     done = run_script(SCRIPT, "--mode", "train", "--train-csv", csv, *data[2:], *FLAGS, "--gpus", 2,
                       "--out", "out", cwd=tmp_path)
-    assert done.returncode != 0
+    assert done.returncode == 2, done.stderr
     assert "train3.png: cannot be read as an image" in done.stderr

@@ -1,10 +1,12 @@
 """The README's commands and names are the project's own."""
 
 import re
-import subprocess
-import sys
 
+import pytest
+
+import build
 from conftest import ROOT, load_modules
+from src import import_onnx, make_dataset, ship
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -29,14 +31,13 @@ def test_runtime_dependencies_are_the_agreed_ones():
         "torch", "torchvision", "numpy", "pandas", "pillow", "tqdm"]
 
 
-def test_the_flags_that_the_readme_names_exist():
-    """Whatever looks like a flag, outside pip's own line, is one of our three commands'."""
+def test_the_flags_that_the_readme_names_exist(capsys):
+    """Whatever looks like a flag, outside pip's own line, is one of our commands'."""
     known = set(load_modules().command_line()._option_string_actions)
-    for command in (["build.py"], ["-m", "src.import_onnx"], ["-m", "src.ship"],
-                    ["-m", "src.make_dataset"]):
-        shown = subprocess.run([sys.executable, *command, "--help"], cwd=ROOT, text=True,
-                               capture_output=True).stdout
-        known |= set(re.findall(r"--[a-z-]+", shown))
+    for command in (build, import_onnx, make_dataset, ship):
+        with pytest.raises(SystemExit):
+            command.main(["--help"])
+        known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     ours = "\n".join(line for line in README.splitlines() if not line.startswith("pip download"))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", ours)) <= known
 
