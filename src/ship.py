@@ -4,8 +4,8 @@
 
 The weights between both ends are tried, w = (1 - s) published + s fine-tuned (WiSE-FT, Wortsman et
 al., "Robust fine-tuning of zero-shot models", CVPR 2022, equation 1), and the share s of the
-lowest validation MSE is taken; then the recipe is chosen on the same images, and the kernels are
-stored in fp16.
+lowest validation MSE is taken; then the recipe and the calibration are chosen on the same images,
+and the kernels are stored in fp16.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from src.calibration import choose_calibration
 from src.checkpoint import halved, read_checkpoint, write_checkpoint
 from src.console import UserError, log
 from src.hardware import machine_for, prepare_machine
@@ -73,9 +74,12 @@ def main(argv=None):
     state = halved(between(*ends, best))
     whole = {key: tensor.float() if tensor.is_floating_point() else tensor
              for key, tensor in state.items()}
-    recipe = choose_recipe(model_of(whole), pairs, arguments.sizes, None, MACHINE)
-    recipe = {**recipe, "calibration": "none", "share": best}
-    write_checkpoint(arguments.out, state, recipe=recipe)
+    fast = model_of(whole)
+    recipe = choose_recipe(fast, pairs, arguments.sizes, None, MACHINE)
+    rows = validation_pairs(fast, pairs, recipe, MACHINE)
+    calibration, trials = choose_calibration((alpha, truth) for _, alpha, truth, _ in rows)
+    log("By calibration: " + ", ".join(f"{name} {mse:.6f}" for name, mse in trials.items()))
+    write_checkpoint(arguments.out, state, recipe={**recipe, **calibration, "share": best})
     log(f"Wrote {arguments.out}: {arguments.out.stat().st_size:,} bytes, {best:.2f} of the way")
     return 0
 
