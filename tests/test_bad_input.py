@@ -142,6 +142,13 @@ def test_test_images(data, weights, capfd, spoil, status, says, sizes):
     assert len(masks) == len({"1", "2", "10", *sizes})
 
 
+def test_masks_of_all_black_images_are_valid(data, weights):
+    """The percentile of a constant prediction must not divide by nothing."""
+    draw(data.test / "2.png", np.zeros((20, 20, 3), np.uint8))
+    assert predict(data, weights, "--calibration", "notebook") == 0
+    assert masks_of(data)["2"].shape == (20, 20)
+
+
 def test_a_rotated_photo_gets_an_upright_mask(data, weights):
     exif = Image.Exif()
     exif[0x0112] = 8

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import ROOT, run_script, write_pairs
+from conftest import ROOT, load_bundle, run_script, write_pairs
 
 FLAGS = ("--mode", "train", "--train-size", 64, "--train-batch", 2, "--epochs", 2, "--lr", 1e-3,
          "--schedule", "cosine", "--ema", 8, "--save-minutes", 0.005)
@@ -62,7 +62,8 @@ def assert_same(out, uninterrupted):
         assert (out / name).read_bytes() == (uninterrupted / name).read_bytes(), name
 
 
-def test_stopped_twice_it_ends_in_the_same_bits(data, uninterrupted, tmp_path):
+def test_stopped_twice_it_ends_in_the_same_bits(
+        data, uninterrupted, tmp_path, monkeypatch, capfd):
     """kill -9 at a random step, then a signal at another, of two epochs of six batches; in between
     a run with other settings, which must not touch what is there."""
     arguments = (*FLAGS, *data, "--workers", 2, "--out", "out")
@@ -71,9 +72,10 @@ def test_stopped_twice_it_ends_in_the_same_bits(data, uninterrupted, tmp_path):
     process.kill()
     process.communicate()
 
-    done = run_script(SCRIPT, *arguments, "--lr", 1, "--limit", 4, cwd=tmp_path)
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 2 and "lr was 0.001 and is 1.0" in last
+    monkeypatch.chdir(tmp_path)
+    assert load_bundle().main([*map(str, arguments), "--lr", "1", "--limit", "4"]) == 2
+    last = capfd.readouterr().err.strip().splitlines()[-1]
+    assert "lr was 0.001 and is 1.0" in last
     assert "training rows was" in last and "epochs" not in last
 
     process = start(tmp_path, *arguments)

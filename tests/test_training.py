@@ -57,8 +57,8 @@ def test_the_reported_validation_mse_is_the_best_models(kernel, small_data, tmp_
 
 
 def test_workers_do_not_change_the_weights(kernel, small_data, tmp_path):
-    alone, _ = train(kernel, small_data, tmp_path, epochs=2)
-    shared, _ = train(kernel, small_data, tmp_path, epochs=2, workers=2)
+    alone, _ = train(kernel, small_data, tmp_path, epochs=2, train_size=32)
+    shared, _ = train(kernel, small_data, tmp_path, epochs=2, train_size=32, workers=2)
     for one, other in zip(alone.state_dict().values(), shared.state_dict().values()):
         assert torch.equal(one, other)
 
@@ -69,7 +69,7 @@ def test_the_schedule_halves_the_rate_on_a_plateau(kernel, small_data, tmp_path)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.0
-    _, metrics = train(kernel, small_data, tmp_path, model, epochs=5, lr=1e-7)
+    _, metrics = train(kernel, small_data, tmp_path, model, epochs=5, lr=1e-7, train_size=32)
     assert [m["lr"] for m in metrics] == [1e-7] * 3 + [5e-8] * 2
 
 
