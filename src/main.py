@@ -77,19 +77,13 @@ def run(settings):
     errors = score(val_pairs.first(SCORED), recipe, validate) if val_pairs else []
 
     began = time.monotonic()
-    state = [tensor.cpu() for tensor in model.state_dict().values()]
-    key = digest([*state, np.array([repr(recipe), str(machine.dtype), *map(str, tests)])])
-    submission, share = inputs.out / "submission.csv", shard(tests)
-    write_shard(submission, key, [test.name for test in share], lambda done: stop.guarded(
-        predict_masks(fast, share, recipe, machine, done)))
-    wait_for_all()
-    seconds = time.monotonic() - began
-    problems = merge_submission(submission, tests) if rank() == 0 else []
+    problems = predict_tests(fast, tests, recipe, machine, inputs.out / "submission.csv", stop)
+    rate = len(tests) / (time.monotonic() - began)
     if settings.preview:
         draw_previews(settings.preview, errors, val_pairs, recipe, validate, metrics, inputs.out)
     if len(metrics) == settings.epochs and rank() == 0:
         (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
-    summarise(recipe, errors, len(tests) / seconds, problems, inputs.out)
+    summarise(recipe, errors, rate, problems, inputs.out)
     return UNREADABLE_STATUS if problems else 0
 
 
@@ -164,6 +158,18 @@ def score(pairs, recipe, validate):
     calibrate = calibration_of(recipe)
     return merged([float(np.square(calibrate(prediction) - truth).mean())
                    for _, prediction, truth, _ in validate(pairs, recipe)])
+
+
+def predict_tests(fast, tests, recipe, machine, csv, stop):
+    """Write the submission, going on where an interrupted run of the same weights and recipe
+    stopped; returns [(name, why its mask is blank)]."""
+    state = [tensor.cpu() for tensor in fast.state_dict().values()]
+    key = digest([*state, np.array([repr(recipe), str(machine.dtype), *map(str, tests)])])
+    share = shard(tests)
+    write_shard(csv, key, [test.name for test in share], lambda done: stop.guarded(
+        predict_masks(fast, share, recipe, machine, done)))
+    wait_for_all()
+    return merge_submission(csv, tests) if rank() == 0 else []
 
 
 def draw_previews(count, errors, val_pairs, recipe, validate, metrics, out):
