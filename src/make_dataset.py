@@ -213,15 +213,6 @@ def write_set(folder, out, left_out, seed):
     return names, write_backdrops(folder, out / "backdrops")
 
 
-def rows_of(names, added):
-    """The rows of train.csv: the cut-outs, and those of another CSV, ADDED_TIMES over."""
-    rows = [(name, "") for name in names]
-    if added:
-        pairs = read_pairs(added)
-        rows += ADDED_TIMES * [pairs[index] for index in range(len(pairs))]
-    return pd.DataFrame(rows, columns=COLUMNS)
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="folder to write")
@@ -236,15 +227,17 @@ def main(argv=None):
     try:
         if arguments.leave_out:
             left_out = {line.strip() for line in arguments.leave_out.read_text().splitlines()}
+        added = read_pairs(arguments.add) if arguments.add else ()
         with tempfile.TemporaryDirectory() as folder:
             unpack(arguments.packages, folder)
             names, backdrops = write_set(Path(folder), out, left_out, arguments.seed)
-        rows = rows_of(names, arguments.add)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    rows = [(name, "") for name in names]
+    rows += ADDED_TIMES * [added[index] for index in range(len(added))]
     with replacing(out / "train.csv") as part:
-        rows.to_csv(part, index=False)
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(part, index=False)
     log(f"Wrote {len(names)} cut-outs and {backdrops} backdrops to {out}; train.csv has "
         f"{len(rows)} rows")
     return 0
