@@ -3,20 +3,38 @@
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-P_PHOTOGRAPH = 0.5  # when there are any; else every backdrop is drawn
+from src.console import UserError
+from src.images import open_image
+
+P_PHOTOGRAPH = 0.75  # when there are any; else every backdrop is drawn
 P_SHADOW = 0.3
+PHOTOGRAPH_TRIES = 20  # photographs in a row that may be unreadable before one is drawn
 
 
-def recomposed(foreground, photographs, rng):
-    """An RGBA cut-out over a backdrop of chance: (RGB image, L alpha) of the same size.
+def choose_backdrop(photographs, size, rng):
+    """(an RGB backdrop of size (width, height), [(path, reason)] of what could not be read).
 
-    photographs: paths of images to take backdrops from, may be empty; rng: a numpy Generator.
+    photographs: paths of images to take a part of, may be empty; rng: a numpy Generator. The next
+    photograph stands in for one that cannot be read.
+    """
+    unreadable = []
+    if len(photographs) and rng.random() < P_PHOTOGRAPH:
+        first = int(rng.integers(len(photographs)))
+        for number in range(first, first + min(PHOTOGRAPH_TRIES, len(photographs))):
+            path = photographs[number % len(photographs)]
+            try:
+                return photograph(path, size, rng), unreadable
+            except UserError as error:
+                unreadable.append((str(path), str(error)))
+    return draw_backdrop(rng, size), unreadable
+
+
+def recomposed(foreground, backdrop, rng):
+    """An RGBA cut-out over an RGB backdrop of its size, which at times gets its shadow: (RGB
+    image, L alpha).
+
     Pillow composites with straight alpha: I = alpha F + (1 - alpha) B.
     """
-    if len(photographs) and rng.random() < P_PHOTOGRAPH:
-        backdrop = photograph(photographs[rng.integers(len(photographs))], foreground.size, rng)
-    else:
-        backdrop = draw_backdrop(rng, foreground.size)
     alpha = foreground.getchannel("A")
     if rng.random() < P_SHADOW:
         backdrop = shadowed(backdrop, alpha, rng)
@@ -76,10 +94,7 @@ def pattern(rng, size):
 
 def photograph(path, size, rng):
     """A random part of an image file, RGB of size (width, height), at times mirrored."""
-    with Image.open(path) as image:
-        # JPEG decodes to half or a quarter of its size at a fraction of the cost.
-        image.draft("RGB", (2 * size[0], 2 * size[1]))
-        image = image.convert("RGB")
+    image = open_image(path, "RGB", at_least=(2 * size[0], 2 * size[1]))
     share = rng.uniform(0.4, 1.0) * min(image.width / size[0], image.height / size[1])
     width, height = share * size[0], share * size[1]
     left, top = rng.uniform(0, image.width - width), rng.uniform(0, image.height - height)

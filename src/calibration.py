@@ -1,10 +1,9 @@
 """Maps from the network's prediction to alpha: the notebook's, and one fitted to data."""
 
 import numpy as np
-import torch
 
 from src.console import rank
-from src.distributed import merged, sum_over_processes, world_size
+from src.distributed import merged, summed, world_size
 
 LEVELS = 256  # of an 8-bit mask: the finest distinction a submission can make
 FOLDS = 5
@@ -89,7 +88,7 @@ def choose_calibration(pairs):
         folds[fold] += level_sums(prediction, truth)
         counts[fold] += 1
         notebook.append(float(np.square(stretch_and_gamma(prediction) - truth).mean()))
-    folds, counts = (sum_over_processes(torch.from_numpy(x)).numpy() for x in (folds, counts))
+    folds, counts = summed(folds), summed(counts)
     whole, images = folds.sum(axis=0), counts.sum()
     errors = {
         "none": curve_error(np.linspace(0, 1, LEVELS), whole) / float(images),

@@ -1,24 +1,28 @@
 """Datasets and loaders: pairs to learn from, pairs to score, images to predict."""
 
+import hashlib
+import os
 import signal
 from collections import Counter
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset, default_collate
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from src.backdrops import recomposed
+from src.backdrops import choose_backdrop, recomposed
 from src.console import UserError, log, progress
 from src.distributed import merged, shard, world_size
 from src.files import replacing
+from src.hardware import fitting_loader
 from src.images import declared_size, open_alpha, open_image
 
 READ_TRIES = 20  # pairs in a row that may be unreadable before a run gives up at once
 MOST_UNREADABLE = 0.05  # share of all pairs that may be
 DEFAULT_SIZE = (1024, 1024)  # pixels, MAGICK's, of a mask whose image says nothing of its own
+GRACE_SECONDS = 60  # that a loader worker outlives the signal which asks the run to end
 
 
 def open_layers(image_path, alpha_path):
@@ -63,11 +67,12 @@ class TrainingSet(Dataset):
     epoch, index): which worker makes it, and what it made before, does not matter.
 
     The next pair stands in for one that cannot be read, so that batches keep their size; the item
-    then tells of it under "skipped".
+    then tells of it under "skipped", and of backdrops that cannot be read under "backdrops".
     """
 
     def __init__(self, pairs, augment, seed):
         self.pairs, self.augment, self.seed = pairs, augment, seed
+        self.item_bytes = tensor_bytes(augment.size)
 
     def __len__(self):
         return len(self.pairs)
@@ -87,10 +92,9 @@ class TrainingSet(Dataset):
     def augmented(self, epoch, index):
         rng = np.random.default_rng([self.seed, epoch, index])
         layers = self.augment.geometry(open_layers(*self.pairs[index]), rng)
-        image, alpha = layers if len(layers) == 2 else recomposed(
-            *layers, self.pairs.photographs, rng)
+        image, alpha, unreadable = on_a_backdrop(layers, self.pairs.photographs, rng)
         image = self.augment.photometry(image, rng)
-        return sample(image, alpha, self.pairs[index][0])
+        return {**sample(image, alpha, self.pairs[index][0]), "backdrops": unreadable}
 
 
 class ValidationSet(Dataset):
@@ -98,12 +102,13 @@ class ValidationSet(Dataset):
 
     def __init__(self, pairs, size):
         self.pairs, self.size = pairs, size
+        self.item_bytes = tensor_bytes(size)
 
     def __len__(self):
         return len(self.pairs)
 
     def __getitem__(self, index):
-        image, alpha = whole_pair(self.pairs, index)
+        image, alpha, _ = whole_pair(self.pairs, index)
         return sample(
             resized(image, self.size), resized(alpha, self.size), self.pairs[index][0])
 
@@ -111,23 +116,48 @@ class ValidationSet(Dataset):
 class ScoredSet(ValidationSet):
     """The same rows, with image and alpha in their own size beside the network's input."""
 
+    def __init__(self, pairs, size):
+        super().__init__(pairs, size)
+        self.item_bytes = tensor_bytes(size) + 4 * pixels_of(pairs[0][0])
+
     def __getitem__(self, index):
-        image, alpha = whole_pair(self.pairs, index)
+        image, alpha, _ = whole_pair(self.pairs, index)
         return {"img": image_tensor(resized(image, self.size)), "path": self.pairs[index][0],
                 "full": np.array(image), "truth": np.array(alpha)}
 
 
 def whole_pair(pairs, index):
-    """(RGB image, L alpha) of a row in full, an RGBA cut-out on the backdrop of its number."""
-    layers = open_layers(*pairs[index])
+    """(RGB image, L alpha, unreadable backdrops) of a row in full; the file name of an RGBA cut-out
+    decides its backdrop."""
+    path = pairs[index][0]
+    name = hashlib.sha256(os.fsencode(os.path.basename(path))).digest()
+    rng = np.random.default_rng(list(name))
+    return on_a_backdrop(open_layers(*pairs[index]), pairs.photographs, rng)
+
+
+def on_a_backdrop(layers, photographs, rng):
+    """(RGB image, L alpha, [(path, reason)] of unreadable photographs) of what open_layers gives;
+    an RGBA cut-out is put on a backdrop."""
     if len(layers) == 2:
-        return layers
-    return recomposed(*layers, pairs.photographs, np.random.default_rng(index))
+        return *layers, []
+    backdrop, unreadable = choose_backdrop(photographs, layers[0].size, rng)
+    return *recomposed(*layers, backdrop, rng), unreadable
 
 
 def sample(image, alpha, path):
     """What a batch is made of: img [3,H,W] in [-1,1], mask [1,H,W] in [0,1], the image's path."""
     return {"img": image_tensor(image), "mask": alpha_tensor(alpha), "path": path}
+
+
+def tensor_bytes(size):
+    """Of an image and an alpha, float32, size x size"""
+    return 4 * 4 * size**2
+
+
+def pixels_of(path):
+    """How many pixels an image file declares"""
+    width, height = declared_size(path) or DEFAULT_SIZE
+    return width * height
 
 
 class TestSet(Dataset):
@@ -141,6 +171,8 @@ class TestSet(Dataset):
 
     def __init__(self, tests, size):
         self.tests, self.size = tests, size
+        width, height = self.commonest_size()
+        self.item_bytes = tensor_bytes(size) + 3 * width * height
 
     def __len__(self):
         return len(self.tests)
@@ -168,7 +200,9 @@ class TestSet(Dataset):
 
 
 class ReadCheck(Dataset):
-    """Why each pair cannot be read, "" where it can."""
+    """For each pair why it cannot be read, "" where it can, and its unreadable backdrops."""
+
+    item_bytes = 1
 
     def __init__(self, pairs):
         self.pairs = pairs
@@ -178,24 +212,24 @@ class ReadCheck(Dataset):
 
     def __getitem__(self, index):
         try:
-            open_layers(*self.pairs[index])
+            return "", whole_pair(self.pairs, index)[2]
         except UserError as error:
-            return str(error)
-        return ""
+            return str(error), []
 
 
 def without_unreadable(pairs, machine):
-    """(the pairs that can be read, {image path: why not} of the others), every file opened once.
+    """(the pairs that can be read, {path: why not} of the others and of backdrops), every file
+    opened once.
 
     For validation data, of which all is looked at in every epoch anyway.
     """
-    share = Subset(ReadCheck(pairs), shard(range(len(pairs))))
-    loader = DataLoader(share, batch_size=None, num_workers=machine.workers,
-                        worker_init_fn=leave_signals_to_the_main_process)
-    reasons = merged(list(progress(loader, "read val", unit="pair")))
-    unreadable = {pairs[i][0]: reason for i, reason in enumerate(reasons) if reason}
+    loader = share_loader(ReadCheck(pairs), None, machine)
+    checked_rows = merged(list(progress(loader, "read val", unit="pair")))
+    unreadable = {pairs[i][0]: reason for i, (reason, _) in enumerate(checked_rows) if reason}
     check_share(unreadable, len(pairs), "validation")
-    return pairs.where(np.array([not reason for reason in reasons])), unreadable
+    backdrops = dict(each for _, backdrops in checked_rows for each in backdrops)
+    readable = np.array([not reason for reason, _ in checked_rows])
+    return pairs.where(readable), {**unreadable, **backdrops}
 
 
 def check_share(unreadable, count, title):
@@ -214,13 +248,14 @@ def write_skipped(path, unreadable):
         with replacing(path) as part:
             rows = sorted(unreadable.items())
             pd.DataFrame(rows, columns=["image_path", "reason"]).to_csv(part, index=False)
-        log(f"{len(unreadable)} pairs cannot be read and are left out: see {path}")
+        log(f"{len(unreadable)} files cannot be read and are left out: see {path}")
 
 
 def collated(items):
     """A batch; what its items have skipped is one list."""
-    skipped = [each for item in items for each in item.pop("skipped", ())]
-    return {**default_collate(items), "skipped": skipped}
+    lists = {name: [each for item in items for each in item.pop(name, ())]
+             for name in ("skipped", "backdrops")}
+    return {**default_collate(items), **lists}
 
 
 class ShuffledEpochs(Sampler):
@@ -246,22 +281,31 @@ class ShuffledEpochs(Sampler):
 
 
 def share_loader(dataset, batch_size, machine):
-    """Batches of this process's share of a dataset, in order"""
-    share = Subset(dataset, shard(range(len(dataset))))
-    return make_loader(share, batch_size, machine)
+    """Batches of this process's share of a dataset, in order; single items for batch_size None."""
+    return make_loader(dataset, batch_size, machine, shard(range(len(dataset))))
 
 
 def make_loader(dataset, batch_size, machine, sampler=None):
-    """A DataLoader in the dataset's order, or the sampler's; pinned where there is a GPU."""
+    """A DataLoader in the dataset's order, or the sampler's; pinned where there is a GPU.
+
+    Its workers end with each pass over it, so that no second set waits while the first works.
+    """
+    workers, ahead = fitting_loader(machine.workers, (batch_size or 1) * dataset.item_bytes)
     return DataLoader(
-        dataset, batch_size=batch_size, sampler=sampler, num_workers=machine.workers,
-        persistent_workers=machine.workers > 0, collate_fn=collated,
-        pin_memory=machine.device.type == "cuda",
-        worker_init_fn=leave_signals_to_the_main_process,
+        dataset, batch_size=batch_size, sampler=sampler, num_workers=workers,
+        prefetch_factor=ahead if workers else None,
+        collate_fn=collated if batch_size else unchanged_item,
+        pin_memory=machine.device.type == "cuda" and batch_size is not None,
+        worker_init_fn=outlive_signals,
     )
 
 
-def leave_signals_to_the_main_process(worker):
-    """Ctrl-C reaches every process of a terminal; a worker goes on until its loader is done."""
+def unchanged_item(item):
+    return item
+
+
+def outlive_signals(worker):
+    """Ctrl-C in a terminal and torchrun's SIGTERM reach loader workers too, which the main process
+    needs to finish its step and save; a worker then ends with its loader, or after a minute."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

@@ -2,16 +2,16 @@
 
 import os
 from collections import deque
+from itertools import islice
 from pathlib import Path
 
 from src.pairs import COLUMNS, INDEX_COLUMN, SEPARATORS
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-FIRST_IMAGES = 32  # after so many a folder is an image folder, and is not listed further
-FIRST_ENTRIES = 2000  # of any other folder
-MOST_FOLDERS = 10_000
+MOST_FOLDERS, MOST_ENTRIES = 10_000, 2_000_000  # that are looked at
 TEST_FOLDER = "orig_1024"
-KINDS = ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint")
+KINDS = ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint", "unfinished")
+UNFINISHED = "last.pth"  # an earlier session's training that can go on
 
 
 def discover(root):
@@ -19,8 +19,9 @@ def discover(root):
 
     Tables are told by their columns: image_path is a set of pairs, filename and image_utf a sample
     submission, page_id an index of MAGICK. Among several the usual name wins, then the one that
-    says what it is, then the shallowest, then the first in the alphabet. Folders are visited
-    breadth first, and image folders are not listed to their end, so that 140,000 files cost little.
+    says what it is, then the shallowest, then the first in the alphabet. Weights that an earlier
+    session trained go before those that are shipped. Folders are visited breadth first; images are
+    told by their names alone, without a look at each, so that 140,000 of them cost little.
     """
     found = {kind: [] for kind in KINDS}
     for depth, path, is_folder in walk(root):
@@ -32,30 +33,31 @@ def discover(root):
 
 def walk(root):
     """Yields (depth, path, whether it is a folder) of what is below the root, breadth first."""
-    folders, visited = deque([(1, Path(root))]), 0
-    while folders and visited < MOST_FOLDERS:
+    folders, visited, left = deque([(1, Path(root))]), 0, MOST_ENTRIES
+    while folders and visited < MOST_FOLDERS and left > 0:
         depth, folder = folders.popleft()
         visited += 1
-        for name, is_folder in sorted(first_entries(folder)):
+        entries, count = entries_but_images(folder, left)
+        left -= count
+        for name, is_folder in sorted(entries):
             path = folder / name
             yield depth, path, is_folder
             if is_folder and name != TEST_FOLDER:
                 folders.append((depth + 1, path))
 
 
-def first_entries(folder):
-    """(name, whether it is a folder) of a folder's first entries, in the order of the disk."""
-    entries, images = [], 0
+def entries_but_images(folder, most):
+    """([(name, whether it is a folder)] of a folder's entries but the images, how many entries were
+    seen, at most `most`)."""
+    entries, count = [], 0
     try:
         with os.scandir(folder) as scan:
-            for entry in scan:
-                entries.append((entry.name, entry.is_dir()))
-                images += entry.name.lower().endswith(IMAGE_SUFFIXES)
-                if images == FIRST_IMAGES or len(entries) == FIRST_ENTRIES:
-                    break
+            for count, entry in enumerate(islice(scan, most), 1):
+                if not entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    entries.append((entry.name, entry.is_dir()))
     except OSError:  # a folder that may not be read holds nothing for us
         pass
-    return entries
+    return entries, count
 
 
 def kind_of_folder(path):
@@ -66,8 +68,10 @@ def kind_of_folder(path):
 def kind_of_file(path):
     """(kind, rank of the name: lower is better), (None, 0) for a file of no use."""
     name, suffix = path.stem.lower(), path.suffix.lower()
+    if path.name == UNFINISHED:
+        return "unfinished", 0
     if suffix in (".pth", ".pt"):
-        order = ("u2netp_alpha", "u2netp_best")
+        order = ("u2netp_best", "u2netp_alpha")
         usual = order.index(name) if name in order else 3 if "u2netp" in name else 4
         return "checkpoint", usual
     if suffix not in (".csv", ".tsv"):

@@ -1,12 +1,14 @@
-"""The machine: device, precision, memory allocator, random seeds."""
+"""The machine: device, precision, shared memory, memory allocator, random seeds."""
 
 import ctypes
 import os
 import random
+import shutil
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,24 +19,20 @@ import torchvision
 from src.console import UserError, log
 
 
+SHARED_MEMORY = Path("/dev/shm")
+
+
 @dataclass(frozen=True)
 class Machine:
     """What a run computes with.
 
-    device: torch.device; dtype: autocast's, None for plain float32; workers: decoding processes.
+    device: torch.device; dtype: autocast's in training, None for plain float32, in which all
+    validation and prediction is done; workers: decoding processes.
     """
 
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype | None = None
     workers: int = 0
-
-    def for_prediction(self):
-        """The machine with float32 in place of bf16.
-
-        bf16's 8 bits are enough to learn with but not to predict with: with batch norms folded it
-        doubled the validation MSE of a fine-tuned network (0.0082 to 0.0156).
-        """
-        return replace(self, dtype=None) if self.dtype is torch.bfloat16 else self
 
     def autocast(self):
         """Autocast to `dtype`, or a context that does nothing when that is None."""
@@ -52,22 +50,28 @@ def machine_for(device, amp, workers):
 
 
 def choose_device(name):
-    """torch.device for `--device`; 'auto' is the first CUDA card that computes, else the CPU.
+    """torch.device for `--device`; 'auto' is a CUDA card that computes, else the CPU.
 
-    A card is tried with a real kernel: PyTorch lists cards for which it has none, as the builds for
-    CUDA 12.8 do with Kaggle's P100. Raises UserError when a device that was named does not work.
+    Of several processes each takes its own card, and makes it the current one first: whatever
+    touches CUDA before that opens a context on card 0. A card is tried with a real kernel, because
+    PyTorch also lists cards for which it has none. Raises UserError when a device that was named
+    does not work.
     """
     wanted = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if wanted == "cuda":
+        wanted = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
     try:
         device = torch.device(wanted)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
         torch.ones(1, device=device).add_(1).item()
         return device
     except (RuntimeError, AssertionError) as error:
         reason = str(error).split("\n")[0].rstrip(".")
     if name != "auto":
         raise UserError(f"--device {name}: does not work on this machine ({reason}); try auto")
-    log(f"WARNING: {torch.cuda.get_device_name()} cannot be used by torch {torch.__version__} "
-        f"({reason}); computing on the CPU instead. On Kaggle choose the accelerator GPU T4 x2.")
+    log(f"WARNING: {wanted} cannot be used by torch {torch.__version__} ({reason}); computing on "
+        "the CPU instead. On Kaggle choose the accelerator GPU T4 x2.")
     return torch.device("cpu")
 
 
@@ -87,7 +91,7 @@ def amp_dtype(amp, device):
     """The autocast dtype for `--amp` on this device, None for plain float32.
 
     'auto' takes bf16 from Ampere (compute capability 8) on, fp16 on older cards such as Kaggle's
-    T4 and P100, and float32 on the CPU. Raises UserError for fp16 on a CPU.
+    T4, and float32 on the CPU. Raises UserError for fp16 on a CPU.
     """
     if amp == "off" or (amp == "auto" and device.type != "cuda"):
         return None
@@ -125,8 +129,31 @@ def keep_freed_memory():
 
 
 def worker_count(workers):
-    """Decoding processes for `--workers`: as asked, else one a core and at most 4."""
-    return min(4, os.cpu_count() or 1) if workers is None else workers
+    """Decoding processes for `--workers`: as asked, else this process's share of the machine's
+    cores, at most 4."""
+    if workers is not None:
+        return workers
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return max(1, min(4, (os.cpu_count() or 1) // processes))
+
+
+def fitting_loader(workers, batch_bytes, shared_memory=SHARED_MEMORY):
+    """(workers, batches each prepares ahead) whose batches fit into half of the free shared memory.
+
+    Workers hand batches over in /dev/shm, which containers keep small; a worker that finds it full
+    is killed with a bus error. Two batches ahead is PyTorch's default; 0 workers need none.
+    """
+    if not workers or not shared_memory.is_dir():
+        return workers, 2
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    room = shutil.disk_usage(shared_memory).free / 2 / processes // batch_bytes
+    ahead = 2 if 2 * workers <= room else 1
+    fitting = int(min(workers, room // ahead))
+    if (fitting, ahead) != (workers, 2):
+        log(f"{shared_memory} is small: {fitting} of {workers} workers decode, {ahead} batch "
+            "ahead each" if fitting else f"{shared_memory} has no room for a batch: decoding in "
+            "the main process")
+    return fitting, ahead
 
 
 def mapped_ahead(function, items, ahead=4):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from src.console import UserError, log
-from src.discovery import discover
+from src.discovery import UNFINISHED, discover
 from src.pairs import no_column, read_table
 
 KAGGLE_INPUT = Path("/kaggle/input")
@@ -28,6 +28,7 @@ LOCAL_CHECKPOINTS = (
     Path("U-2-Net/saved_models/u2netp/u2netp.pth"),
 )
 BEST_CHECKPOINT = "u2netp_best.pth"
+LAST_CHECKPOINT = UNFINISHED
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Inputs:
     test_root: Path | None
     sample_csv: Path | None
     checkpoint: Path | None
+    unfinished: Path | None  # an attached training that may be continued
     out: Path
     kaggle_input: Path | None  # set on Kaggle only
 
@@ -52,18 +54,19 @@ def find_inputs(settings, kaggle_input=KAGGLE_INPUT):
     candidates = discover(kaggle_input) if on_kaggle else search_local()
     found = {name: paths[0] if paths else None for name, paths in candidates.items()}
     for name, paths in candidates.items():
-        given = getattr(settings, name)
+        given = getattr(settings, name, None)
         if given is not None:
             found[name] = checked(given, name)
         elif len(paths) > 1:
             others = ", ".join(map(str, paths[1:4])) + (", …" if len(paths) > 4 else "")
-            log(f"{name}: {paths[0]} is taken; there is also {others} "
-                f"(`python build.py --set {name}=PATH` or --{name.replace('_', '-')} to choose)")
+            choice = ("detach the others to choose" if name == "unfinished" else
+                      f"`python build.py --set {name}=PATH` or --{name.replace('_', '-')} to choose")
+            log(f"{name}: {paths[0]} is taken; there is also {others} ({choice})")
     out = settings.out or (KAGGLE_WORKING if on_kaggle else Path("outputs"))
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
     earlier = out / BEST_CHECKPOINT
-    if settings.mode == "predict" and not (settings.checkpoint or on_kaggle) and earlier.is_file():
+    if not settings.checkpoint and earlier.is_file():
         found["checkpoint"] = earlier  # what was trained here goes before what is shipped
     return Inputs(**found, out=out, kaggle_input=kaggle_input if on_kaggle else None)
 
@@ -80,7 +83,8 @@ def checked(path, name):
 def search_local():
     """What lies where the notebook has it, in the form of `discover`."""
     found = {name: [path] if path.exists() else [] for name, path in LOCAL_PLACES.items()}
-    return {**found, "checkpoint": [path for path in LOCAL_CHECKPOINTS if path.is_file()][:1]}
+    return {**found, "unfinished": [],
+            "checkpoint": [path for path in LOCAL_CHECKPOINTS if path.is_file()][:1]}
 
 
 def is_empty(inputs):

@@ -1,27 +1,33 @@
 """MAGICK alpha: train U2-NetP, predict the alpha channel of single-subject images."""
 
+import os
 import sys
 import time
 import traceback
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 
 from src.config import parse_settings
 from src.console import UserError, log, rank
-from src.distributed import join_group, leave_group, merged, relaunch, shard, wait_for_all
+from src.distributed import (
+    NO_GROUP_STATUS, NoGroup, agree, end_of_another, first_to_end, join_group, leave_group, merged,
+    relaunch, shard, wait_for_all,
+)
 from src.stopping import STARTED, Interrupted, StopWatch
 from src.inputs import (
-    BEST_CHECKPOINT, check_complete, find_inputs, is_empty, list_images, list_tests,
+    BEST_CHECKPOINT, KAGGLE_INPUT, LAST_CHECKPOINT, check_complete, find_inputs, is_empty,
+    list_images, list_tests,
 )
 from src.demo import demo_places, make_demo
 from src.hardware import choose_device, describe_machine, machine_for, prepare_machine
 from src.pairs import read_pairs, shared_images, split_off
 from src.data import without_unreadable, write_skipped
 from src.u2netp import U2NETP
-from src.files import digest
+from src.files import digest, replacing
 from src.checkpoint import read_checkpoint, write_checkpoint
-from src.training import LAST_CHECKPOINT, train
+from src.training import train, unfinished
 from src.calibration import calibration_of, choose_calibration
 from src.prediction import predict_masks, predictor, validation_pairs
 from src.recipe import UNTRIED, candidate_sizes, choose_recipe
@@ -32,19 +38,21 @@ from src.preview import (
 
 KAGGLE_HOURS = 11.5  # Kaggle ends a session after 12
 SCORED = 500  # validation images that the final score looks at
-UNREADABLE_STATUS = 3  # exit status when a test image could not be read
+UNREADABLE_STATUS = 3  # exit status when a test image could not be read, but for Kaggle
+PROBLEMS = "problems.csv"
 
 
 def run(settings):
     """The story: find, train or load, calibrate, predict, write, show. Returns the exit status."""
     prepare_machine(settings.seed)
-    machine = machine_for(
-        join_group(choose_device(settings.device)), settings.amp, settings.workers)
+    join_group()
+    machine = machine_for(shared_device(settings.device), settings.amp, settings.workers)
     log(describe_machine(machine.device))
     inputs = find_inputs(settings)
     checkpoint = read_checkpoint(inputs.checkpoint) if inputs.checkpoint else None
     recipe = dict(checkpoint.recipe or {}) if checkpoint else {}
-    training = settings.mode == "train" or (settings.mode == "auto" and not recipe)
+    training = settings.mode == "train" or (settings.mode == "auto" and (
+        not recipe or (unfinished(inputs) is not None and inputs.train_csv is not None)))
     inputs = demo_or_complete(inputs, training, settings.seed)
     tests = list_tests(inputs.test_root, inputs.sample_csv, settings.limit)
     stop = StopWatch(settings.time_limit or (KAGGLE_HOURS if inputs.kaggle_input else None))
@@ -56,15 +64,12 @@ def run(settings):
         model.load_state_dict(checkpoint.model_state)
     train_pairs, val_pairs, skipped = pairs_of(inputs, settings, training, machine)
     if training:
-        if settings.batch_norm == "auto":
-            settings = replace(settings, batch_norm="frozen" if checkpoint else "trained")
-        metrics = train(model, train_pairs, val_pairs, settings, machine, inputs.out, stop,
-                        len(tests), skipped)
+        metrics = train(model, train_pairs, val_pairs, settings, machine, inputs, stop, len(tests),
+                        skipped)
         recipe = {}
     elif rank() == 0:
         write_skipped(inputs.out / "skipped.csv", skipped)
 
-    machine = machine.for_prediction()
     fast = predictor(model, machine)
 
     def validate(pairs, recipe):
@@ -75,16 +80,27 @@ def run(settings):
     if training and rank() == 0:
         write_checkpoint(inputs.out / BEST_CHECKPOINT, model.state_dict(), recipe=recipe)
     errors = score(val_pairs.first(SCORED), recipe, validate) if val_pairs else []
+    rows = preview_rows(settings.preview, errors, val_pairs, recipe, validate)
 
     began = time.monotonic()
     problems = predict_tests(fast, tests, recipe, machine, inputs.out / "submission.csv", stop)
+    # From here on rank 0 works alone, however long it takes: nothing waits for the others any more.
     rate = len(tests) / (time.monotonic() - began)
     if settings.preview:
-        draw_previews(settings.preview, errors, val_pairs, recipe, validate, metrics, inputs.out)
+        draw_previews(settings.preview, rows, metrics, inputs.out)
     if len(metrics) == settings.epochs and rank() == 0:
         (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
-    summarise(recipe, errors, rate, problems, inputs.out)
-    return UNREADABLE_STATUS if problems else 0
+    status = UNREADABLE_STATUS if problems and not inputs.kaggle_input else 0
+    summarise(recipe, errors, rate, problems, inputs.out, status)
+    return status
+
+
+def shared_device(name):
+    """The device of this process, of the same kind in all. Raises NoGroup for mixed ones."""
+    device = choose_device(name)
+    if all(agree(device.type == "cpu", device.type != "cpu")):
+        raise NoGroup("a card does not work in one of the processes")
+    return device
 
 
 def demo_or_complete(inputs, training, seed):
@@ -164,7 +180,7 @@ def predict_tests(fast, tests, recipe, machine, csv, stop):
     """Write the submission, going on where an interrupted run of the same weights and recipe
     stopped; returns [(name, why its mask is blank)]."""
     state = [tensor.cpu() for tensor in fast.state_dict().values()]
-    key = digest([*state, np.array([repr(recipe), str(machine.dtype), *map(str, tests)])])
+    key = digest([*state, np.array([repr(recipe), *map(str, tests)])])
     share = shard(tests)
     write_shard(csv, key, [test.name for test in share], lambda done: stop.guarded(
         predict_masks(fast, share, recipe, machine, done)))
@@ -172,18 +188,22 @@ def predict_tests(fast, tests, recipe, machine, csv, stop):
     return merge_submission(csv, tests) if rank() == 0 else []
 
 
-def draw_previews(count, errors, val_pairs, recipe, validate, metrics, out):
+def preview_rows(count, errors, val_pairs, recipe, validate):
+    """What save_validation_preview shows: `count` validation images from the worst to the best."""
+    if not errors or not count:
+        return []
+    calibrate = calibration_of(recipe)
+    chosen = dict(sorted(spread(errors, count)))
+    mask = np.isin(np.arange(len(val_pairs)), list(chosen))
+    shown = merged([(image, calibrate(prediction), truth, path) for image, prediction, truth,
+                    path in validate(val_pairs.where(mask), recipe)])
+    rows = [(image, prediction, truth, f"{title}: {path.rsplit('/', 1)[-1]}")
+            for (image, prediction, truth, path), title in zip(shown, chosen.values())]
+    return sorted(rows, key=lambda row: -np.square(row[1] - row[2]).mean())
+
+
+def draw_previews(count, rows, metrics, out):
     """Write preview/*.png; a picture that cannot be drawn costs a log line, not the run."""
-    rows = []
-    if errors:
-        calibrate = calibration_of(recipe)
-        chosen = dict(sorted(spread(errors, count)))
-        mask = np.isin(np.arange(len(val_pairs)), list(chosen))
-        shown = merged([(image, calibrate(prediction), truth, path) for image, prediction, truth,
-                        path in validate(val_pairs.where(mask), recipe)])
-        rows = [(image, prediction, truth, f"{title}: {path.rsplit('/', 1)[-1]}")
-                for (image, prediction, truth, path), title in zip(shown, chosen.values())]
-        rows.sort(key=lambda row: -np.square(row[1] - row[2]).mean())
     pictures = {
         "validation.png": rows and (save_validation_preview, rows),
         "training.png": metrics and (save_training_preview, metrics),
@@ -216,7 +236,8 @@ def show_demo(inputs, seed):
 def describe(inputs, settings, training, test_count):
     """The header of the log: what was found and what will be done."""
     log(f"Mode: {'train and predict' if training else 'predict'} {test_count} test images")
-    for name in ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint", "out"):
+    for name in ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint", "unfinished",
+                 "out"):
         log(f"  {name}: {getattr(inputs, name) or '-'}")
     log("Settings: " + ", ".join(f"{name} {value}" for name, value in vars(settings).items()
                                  if value is not None and not hasattr(inputs, name)))
@@ -224,8 +245,11 @@ def describe(inputs, settings, training, test_count):
         log("No checkpoint to start from: the network learns from random weights")
 
 
-def summarise(recipe, errors, images_per_second, problems, out):
-    """The end of the log: how good, how fast, what was written, what could not be read."""
+def summarise(recipe, errors, images_per_second, problems, out, status):
+    """The end of the log: how good, how fast, what was written, what could not be read; this also
+    in problems.csv."""
+    if rank() == 0:
+        write_problems(out / PROBLEMS, problems)
     shown = ", ".join(f"{k} {v}" for k, v in recipe.items() if k not in ("curve", "trials"))
     log(f"Done in {time.time() - STARTED:.0f} s. Recipe: {shown}")
     if errors:
@@ -239,35 +263,63 @@ def summarise(recipe, errors, images_per_second, problems, out):
     for name, reason in problems[:20]:
         log(f"  BLANK MASK for {name}: {reason}")
     if problems:
-        log(f"{len(problems)} test images could not be read; their masks are blank, and the exit "
-            f"status is {UNREADABLE_STATUS}")
+        log(f"{len(problems)} test images could not be read; their masks are blank, they are listed "
+            f"in {out / PROBLEMS}, and the exit status is {status}")
+
+
+def write_problems(path, problems):
+    """problems.csv: the test images whose masks are blank, and why; no file when there are none."""
+    path.unlink(missing_ok=True)
+    if problems:
+        with replacing(path) as part:
+            pd.DataFrame(problems, columns=["filename", "reason"]).to_csv(part, index=False)
 
 
 def main(argv=None):
     """Run from the command line; returns the exit status: 2 for bad input, 3 when test images were
-    unreadable, 128 + the signal's number after a signal."""
+    unreadable (0 on Kaggle, which would throw the submission away), 128 + the signal's number after
+    a signal."""
     settings = parse_settings(argv)
-    launched = relaunch(settings.gpus, settings.device)
-    if launched is not None:
-        return launched
+    if KAGGLE_INPUT.is_dir():
+        # Some drivers hang when cards talk to each other directly; by way of the host's memory it
+        # costs nothing for gradients of 4 MB.
+        os.environ.setdefault("NCCL_P2P_DISABLE", "1")
     try:
+        launched = relaunch(settings.gpus, settings.device)
+        if launched is not None:
+            return launched
         status = run(settings)
         leave_group()
         return status
-    except (UserError, Interrupted) as error:
+    except NoGroup as error:
+        print(f"WARNING: process {rank()} cannot work with the others ({error})", flush=True)
+        # Not sys.exit: a thread that waits for NCCL could keep the process alive.
+        os._exit(NO_GROUP_STATUS)
+    except Exception as error:
         # Loaders that the error has left behind end their workers here, in order, not at exit.
         traceback.clear_frames(error.__traceback__)
-        if isinstance(error, Interrupted):
-            log("Stopped. The same command goes on from here.")
-            return 128 + error.args[0]
+        return status_of(error)
+
+
+def status_of(error):
+    """Say what ended the run, unless another process has; the exit status. Raises what is a
+    mistake in this script."""
+    if isinstance(error, Interrupted):
+        status, sentence = 128 + error.args[0], "Stopped. The same command goes on from here."
+    elif isinstance(error, UserError):
         # A DataLoader worker's error arrives with the worker's traceback before its sentence.
-        sentence = str(error).strip().rsplit("UserError: ", 1)[-1]
-    except OSError as error:  # no room, no permission: the system's own words name the file
-        if error.strerror is None:
-            raise
-        sentence = f"{error.filename or 'writing results'}: {error.strerror}"
-    print(f"error: {sentence}", file=sys.stderr)
-    return 2
+        status, sentence = 2, "error: " + str(error).strip().rsplit("UserError: ", 1)[-1]
+    elif isinstance(error, OSError) and error.strerror:  # the system's own words name the file
+        status, sentence = 2, f"error: {error.filename or 'writing results'}: {error.strerror}"
+    else:
+        status = end_of_another(error)
+        if status is None:
+            first_to_end(1)
+            raise error
+        return status
+    if first_to_end(status):
+        print(sentence, file=sys.stdout if isinstance(error, Interrupted) else sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

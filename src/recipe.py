@@ -8,7 +8,7 @@ import numpy as np
 from src.console import log, progress
 from src.data import ScoredSet, share_loader
 from src.distributed import merged
-from src.prediction import at_full_size, mirrored_alpha, predict_alpha
+from src.prediction import at_full_size, predict_alpha
 
 IMAGES = 64  # validation images that the choice looks at
 # Without validation data: the refinement lowered the MSE of every network and size it was tried
@@ -61,9 +61,9 @@ def trial_rows(model, pairs, size, machine):
     for batch in progress(loader, f"recipe {size}", unit="image"):
         truth = batch["truth"][0].numpy().astype(np.float32) / 255
         began = time.perf_counter()
-        plain = predict_alpha(model, batch["img"], machine)
+        plain = predict_alpha(model, batch, machine)
         forward = time.perf_counter() - began
-        both = (plain + mirrored_alpha(model, batch["img"], machine)) / 2
+        both = (plain + predict_alpha(model, batch, machine, mirrored=True)) / 2
         rows = []
         for flip, refined in product((False, True), repeat=2):
             began = time.perf_counter()

@@ -93,11 +93,11 @@ class U2NETP(nn.Module):
         self.outconv = nn.Conv2d(6, 1, 1)
 
     def forward(self, x):
-        return tuple(torch.sigmoid(logits) for logits in self.logits(x))
+        return tuple(torch.sigmoid(logits.float()) for logits in self.logits(x))
 
     def matte(self, x):
         """d0 alone, [B,1,H,W] in [0,1]: for prediction, which has no use for the side maps."""
-        return torch.sigmoid(self.logits(x)[0])
+        return torch.sigmoid(self.logits(x)[0].float())
 
     def logits(self, x):
         """The seven maps before their sigmoid"""

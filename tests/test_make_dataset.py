@@ -2,6 +2,7 @@
 
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,16 @@ from PIL import Image, ImageDraw
 from conftest import draw, write_pairs
 from src import make_dataset
 from src.pairs import read_pairs
+from src.soft_parts import glow, holes, smoke, strands, veil
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs Debian's dpkg")
+
+
+@pytest.fixture(autouse=True)
+def no_soft_copies(monkeypatch):
+    """Each cut-out once and whole, unless a test asks for more."""
+    monkeypatch.setattr(make_dataset, "P_SOFT", 0.0)
+    monkeypatch.setattr(make_dataset, "P_CUT_OFF", 0.0)
 
 
 @pytest.fixture
@@ -50,7 +59,8 @@ def test_stamps_become_cut_outs_with_room_around_them(package, tmp_path):
         box = image.getchannel("A").getbbox()
         assert (box[2] - box[0], box[3] - box[1]) == (120, 60)  # its own resolution
         assert 0.3 < 120 / image.width < 1
-    assert [path.name for path in (out / "backdrops").iterdir()] == ["backgrounds_sea.jpg"]
+    assert sorted(path.name for path in (out / "backdrops").iterdir()) == [
+        "backgrounds_sea.jpg", "backgrounds_sea_0.jpg", "backgrounds_sea_1.jpg"]
 
 
 def test_what_is_no_package_is_refused(tmp_path, capfd):
@@ -122,7 +132,7 @@ def test_portraits_stay_in_the_frame_that_cuts_them_off(tmp_path):
     ImageDraw.Draw(bust).rectangle((60, 100, 260, 320), fill=(90, 60, 30, 255))
     bust.save(folder / "knight.png")
     bust.crop((0, 0, 320, 200)).save(folder / "banner.png")
-    names, _ = make_dataset.write_set(tmp_path, tmp_path / "set", set(), seed=0)
+    names = make_dataset.write_cutouts(tmp_path, tmp_path / "set", set(), seed=0)
     assert names == ["cutouts/portrait_knight.png"]
     with Image.open(tmp_path / "set" / names[0]) as image:
         assert image.size == (320, 320) and image.getchannel("A").getbbox() == (60, 100, 261, 320)
@@ -149,6 +159,50 @@ def test_backdrops_come_once_and_without_logos(tmp_path):
     draw(folder / "b.png", np.flip(ramp, 1)[:300, 10:])
     draw(folder / "logo.png", np.dstack([ramp] * 4))
     draw(folder / "other.png", ramp.T)
-    assert make_dataset.write_backdrops(tmp_path, tmp_path / "out") == 2
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "backgrounds_a.jpg", "backgrounds_other.jpg"]
+    drawing((20, 20, 280, 280)).save(tmp_path / "thing.png")
+    photographs = tmp_path / "photographs"
+    draw(photographs / "pool.jpg", np.flip(ramp.T, 0))
+    out, rng = tmp_path / "out", np.random.default_rng(0)
+    things = [tmp_path / "thing.png"]
+    assert make_dataset.write_backdrops(tmp_path, [photographs], things, out, rng) == 3 * 3
+    names = ("backgrounds_a", "backgrounds_other", "photographs_pool")
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        f"{name}{number}.jpg" for name in names for number in ("", "_0", "_1"))
+    plain, scene = (np.asarray(Image.open(out / f"backgrounds_a{number}.jpg"), int)
+                    for number in ("", "_0"))
+    changed = (np.abs(plain - scene).max(axis=2) > 60).mean()
+    assert 0.001 < changed < 0.5
+
+
+def test_the_frame_cuts_some_subjects_off():
+    subject = drawing((0, 0, 299, 299))
+    for seed in range(30):
+        canvas = make_dataset.cut_off(subject, np.random.default_rng(seed))
+        alpha = np.asarray(canvas.getchannel("A")) > 0
+        assert canvas.width == canvas.height and alpha[-1].any()
+        whole = (np.asarray(subject.getchannel("A")) > 0).sum()
+        assert 0.2 * whole < alpha.sum() < whole
+
+
+def test_tarballs_of_emoji_come_without_signs(tmp_path):
+    for name in ("1f436", "1f436-1f3fb", "1f1e9-1f1ea", "2b05-fe0f"):
+        folder = tmp_path / "package" / "assets"
+        folder.mkdir(parents=True, exist_ok=True)
+        drawing((20, 20, 280, 280)).save(folder / f"{name}.webp", lossless=True)
+    with tarfile.open(tmp_path / "emoji.tgz", "w:gz") as tarball:
+        tarball.add(tmp_path / "package", "package")
+    assert make_dataset.main([str(tmp_path / "set"), str(tmp_path / "emoji.tgz")]) == 0
+    assert list(pd.read_csv(tmp_path / "set" / "train.csv").image_path) == [
+        "cutouts/emoji_1f436.png"]
+
+
+@pytest.mark.parametrize("part", [glow, smoke, strands, veil, holes])
+def test_soft_parts_change_the_alpha_and_keep_the_subject(part):
+    pixels = np.asarray(drawing((60, 60, 240, 240)), np.float32) / 255
+    for seed in range(5):
+        softened = part(pixels, np.random.default_rng(seed))
+        assert softened.shape == pixels.shape and softened.min() >= 0 and softened.max() <= 1.001
+        before, after = pixels[..., 3], softened[..., 3]
+        assert (np.abs(after - before) > 0.05).any()
+        soft = (after > 0.02) & (after < 0.98)
+        assert soft.any() and (after[before > 0.9] > 0.9).mean() > 0.5

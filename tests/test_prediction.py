@@ -33,7 +33,7 @@ def test_the_predictor_predicts_what_the_network_does(kernel, machine, size):
     model = trained(kernel)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     images = torch.rand(2, 3, size, size) * 2 - 1
-    fast = kernel.predict_alpha(kernel.predictor(model, machine), images, machine)
+    fast = kernel.predict_alpha(kernel.predictor(model, machine), {"img": images}, machine)
     with torch.no_grad():
         assert (fast - model(images)[0]).abs().max() < 1e-5
         assert torch.equal(model.matte(images), model(images)[0])
@@ -120,17 +120,24 @@ def test_resizing_keeps_constants_and_range(kernel, width, height):
     assert resized.min() >= 0 and resized.max() <= 1
 
 
-def test_bf16_is_for_training_only(kernel):
-    for dtype, predicting in ((torch.bfloat16, None), (torch.float16, torch.float16), (None, None)):
-        assert kernel.Machine(dtype=dtype).for_prediction().dtype is predicting
-
-
-def test_predictions_run_in_bf16_too(kernel, machine):
+def test_training_in_bf16_predicts_in_float32(kernel, machine):
     model = kernel.predictor(trained(kernel), machine)
-    images = torch.rand(1, 3, 64, 64) * 2 - 1
-    full = kernel.predict_alpha(model, images, machine)
-    mixed = kernel.predict_alpha(model, images, kernel.Machine(dtype=torch.bfloat16))
-    assert mixed.dtype == torch.float32 and (full - mixed).abs().max() < 0.05
+    batch = {"img": torch.rand(1, 3, 64, 64) * 2 - 1}
+    full = kernel.predict_alpha(model, batch, machine)
+    mixed = kernel.predict_alpha(model, batch, kernel.Machine(dtype=torch.bfloat16))
+    assert torch.equal(full, mixed)
+
+
+def test_a_prediction_that_is_not_finite_names_its_image(kernel, machine, small_data):
+    class Broken(torch.nn.Module):
+        def matte(self, x):
+            return x[:, :1] * float("nan")
+
+    tests = kernel.list_tests(small_data.test)
+    with pytest.raises(kernel.UserError, match="^2: the network predicts NaN"):
+        list(kernel.predict_masks(Broken(), tests, PLAIN, machine))
+    with pytest.raises(kernel.UserError, match="val0.png: the network predicts NaN"):
+        list(kernel.validation_pairs(Broken(), kernel.read_pairs(small_data.val), PLAIN, machine))
 
 
 def test_mirroring_averages_with_the_mirrored_image(kernel, machine, small_data):

@@ -64,7 +64,7 @@ def test_a_cut_out_stands_on_a_checkerboard(kernel):
 
 def test_pictures_never_cost_the_run(kernel, tmp_path, capsys):
     """Metrics of nothing and a submission that is not there."""
-    kernel.draw_previews(3, [], None, {}, None, [{"nothing": 1}], tmp_path)
+    kernel.draw_previews(3, [], [{"nothing": 1}], tmp_path)
     said = capsys.readouterr().out
     assert "preview/training.png was not drawn" in said
     assert "preview/submission.png was not drawn" in said

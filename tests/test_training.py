@@ -1,6 +1,8 @@
 """The engine on a small set: it learns, keeps the best, says what it saw."""
 
 import dataclasses
+import multiprocessing
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,9 +24,18 @@ def train(kernel, data, out, model=None, **changes):
     model = model or kernel.U2NETP()
     settings = settings_for(kernel, **changes)
     machine = kernel.machine_for(torch.device("cpu"), settings.amp, settings.workers)
+    inputs = SimpleNamespace(out=out, checkpoint=None, unfinished=None)
     metrics = kernel.train(model, kernel.read_pairs(data.train), kernel.read_pairs(data.val),
-                           settings, machine, out, kernel.StopWatch())
+                           settings, machine, inputs, kernel.StopWatch())
     return model, metrics
+
+
+def set_module(kernel, monkeypatch, name, value):
+    """Replace a global wherever the kernel's modules, or the bundle, hold it."""
+    original = getattr(kernel, name)
+    for module in list(sys.modules.values()):
+        if getattr(module, name, None) is original:
+            monkeypatch.setattr(module, name, value)
 
 
 def test_it_learns_and_keeps_the_best(kernel, small_data, tmp_path, capsys):
@@ -52,7 +63,7 @@ def test_the_reported_validation_mse_is_the_best_models(kernel, small_data, tmp_
     model, metrics = train(kernel, small_data, tmp_path)
     loader = kernel.share_loader(
         kernel.ValidationSet(kernel.read_pairs(small_data.val), 64), 1, kernel.Machine())
-    mse = kernel.evaluate(model, loader, kernel.Machine(), kernel.StopWatch())[1]
+    mse = kernel.evaluate({"": model}, loader, kernel.Machine(), kernel.StopWatch())[""][1]
     assert mse == pytest.approx(min(m["val_mse"] for m in metrics), rel=1e-4)
 
 
@@ -112,7 +123,7 @@ def test_cosine_steps_with_every_batch(kernel, small_data, tmp_path):
 def run_of(kernel, **changes):
     torch.manual_seed(0)
     settings = settings_for(kernel, **{"train_batch": 4, "ema": 0, **changes})
-    run = kernel.Run(kernel.U2NETP(), settings, kernel.Machine(), steps_per_epoch=3)
+    run = kernel.Run(kernel.U2NETP(), settings, kernel.Machine(), 3, frozen_norms=False)
     run.model.train()
     return run
 
@@ -126,16 +137,16 @@ def batch_of(seed=0, count=4):
 
 def test_the_moving_average_has_its_half_life(kernel):
     """Of a jump in the weights, half has arrived after as many samples as the half-life says."""
-    settings = settings_for(kernel, train_batch=4, ema=40)
-    run = kernel.Run(kernel.U2NETP(), settings, kernel.Machine(), steps_per_epoch=3)
-    run.ema.update_parameters(run.model)
-    weight, average = run.model.outconv.weight, run.ema.module.outconv.weight
-    before = weight.detach().clone()
+    run = run_of(kernel, ema=40)
+    before = {key: value.clone() for key, value in run.model.state_dict().items()}
     with torch.no_grad():
-        weight += 1
+        for tensor in kernel.floats_of(run.model):
+            tensor += 1
     for _ in range(10):
-        run.ema.update_parameters(run.model)
-    assert torch.allclose(average - before, torch.tensor(0.5), atol=1e-5)
+        run.update_average()
+    for key, value in run.ema.state_dict().items():
+        moved = 0.5 if value.is_floating_point() else 0
+        assert torch.allclose(value - before[key], torch.full_like(value, moved), atol=1e-5), key
 
 
 def test_gradients_are_clipped(kernel):
@@ -152,8 +163,10 @@ def test_a_step_that_is_not_finite_changes_nothing(kernel):
     guard = kernel.NonFiniteGuard(run)
     guard.note(kernel.train_step(run, batch_of(1)), ["a.png"])
     guard.check()
+    run.ema.load_state_dict(run.model.state_dict())  # an average that has arrived
+    guard.keep()
     before = {k: v.clone() for k, v in run.model.state_dict().items()}
-    average = {k: v.clone() for k, v in run.ema.module.state_dict().items()}
+    average = {k: v.clone() for k, v in run.ema.state_dict().items()}
     totals = run.totals.clone()
     poisoned = batch_of(2)
     poisoned["mask"][0, 0, 0, 0] = float("nan")
@@ -163,7 +176,7 @@ def test_a_step_that_is_not_finite_changes_nothing(kernel):
         guard.check()
     for key, value in run.model.state_dict().items():
         assert torch.equal(value, before[key]), key
-    for key, value in run.ema.module.state_dict().items():
+    for key, value in run.ema.state_dict().items():
         assert torch.allclose(value, average[key], atol=1e-6), key
     assert torch.equal(run.totals, totals)
     guard.note(kernel.train_step(run, batch_of(3)), ["c.png"])
@@ -181,39 +194,76 @@ def test_three_losses_in_a_row_that_are_not_finite_end_the_run(kernel):
         guard.check()
 
 
-class OutOfMemoryAbove(torch.nn.Module):
-    """A network that fits `limit` crops into its card."""
-
-    def __init__(self, model, limit):
-        super().__init__()
-        self.model, self.limit, self.sizes = model, limit, []
-
-    def forward(self, x):
-        if len(x) > self.limit:
-            raise torch.OutOfMemoryError("CUDA out of memory (injected)")
-        self.sizes.append(len(x))
-        return self.model(x)
+@pytest.mark.parametrize("batch, advice", [
+    (4, "too little memory for --train-batch 4 at --train-size 320; take --train-batch 2 or "
+        "--train-size 224"),
+    (1, "take --train-size 224")])
+def test_too_little_memory_says_which_sizes_to_take(kernel, batch, advice):
+    assert advice in kernel.memory_advice(batch, 320)
 
 
-def test_out_of_memory_halves_the_pieces_and_keeps_the_gradients(kernel):
-    gradients = []
-    for limit in (4, 1):
-        run = run_of(kernel)
-        run.model.eval()  # batch norms would see other batches
-        run.parallel = run.model = OutOfMemoryAbove(run.model, limit)
-        kernel.train_step(run, batch_of())
-        gradients.append([p.grad for p in run.model.parameters()])
-        assert run.model.sizes == [limit] * (4 // limit)
-        assert run.pieces == 4 // limit
-    for one, other in zip(*gradients):
-        assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+def test_running_out_of_memory_is_an_error_of_the_settings(
+        kernel, small_data, tmp_path, monkeypatch):
+    def no_room(self, x):
+        raise torch.OutOfMemoryError("CUDA out of memory (injected)")
+
+    monkeypatch.setattr(kernel.U2NETP, "forward", no_room)
+    with pytest.raises(kernel.UserError, match="--train-batch 2 at --train-size 64; take --tr"):
+        train(kernel, small_data, tmp_path)
 
 
-def test_no_memory_for_a_single_crop_is_said(kernel):
+def test_the_loss_scale_stays_one_without_fp16(kernel):
     run = run_of(kernel)
-    run.parallel = run.model = OutOfMemoryAbove(run.model, 0)
-    with pytest.raises(kernel.UserError, match="--train-size"):
-        kernel.train_step(run, batch_of())
+    poisoned = batch_of()
+    poisoned["img"][0, 0, 0, 0] = float("inf")
+    for batch in (batch_of(), poisoned, batch_of()):
+        kernel.train_step(run, batch)
+        assert run.scaler.get_scale() == 1
+
+
+def test_confident_mistakes_have_a_gradient_in_bf16(kernel):
+    """A logit of 12 is exactly 1 after a sigmoid in bf16 or fp16; in float32 it can be unlearnt."""
+    model = kernel.U2NETP()
+    with torch.no_grad():
+        model.outconv.bias.fill_(12.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs = model(torch.zeros(1, 3, 64, 64))
+    assert outputs[0].dtype == torch.float32 and outputs[0].max() < 1
+    outputs[0].mean().backward()
+    assert model.outconv.bias.grad > 0
+
+
+def test_both_candidates_are_validated_on_one_decoding(kernel, small_data, tmp_path, monkeypatch):
+    opened, real = [], kernel.whole_pair
+    set_module(kernel, monkeypatch, "whole_pair", lambda pairs, index: (
+        opened.append(index) or real(pairs, index)))
+    train(kernel, small_data, tmp_path, epochs=3, ema=8)
+    assert len(opened) == 2 + 3 * 2  # the first batch for the log, then 2 images an epoch
+
+
+def test_skipped_validation_pairs_do_not_count_against_the_training_pairs(kernel, tmp_path):
+    data = SimpleNamespace(train=write_pairs(tmp_path, 24, size=16),
+                           val=write_pairs(tmp_path, 2, size=16, name="val"))
+    (tmp_path / "images" / "train3.png").write_bytes(b"")
+    settings = settings_for(kernel, epochs=1, train_batch=8)
+    inputs = SimpleNamespace(out=tmp_path / "out", checkpoint=None, unfinished=None)
+    left_out = {f"val{number}.png": "broken" for number in range(3)}
+    kernel.train(kernel.U2NETP(), kernel.read_pairs(data.train), kernel.read_pairs(data.val),
+                 settings, kernel.Machine(), inputs, kernel.StopWatch(), 0, left_out)
+    assert len(pd.read_csv(tmp_path / "out" / "skipped.csv")) == 4
+
+
+def test_workers_end_before_the_next_ones_start(kernel, small_data, tmp_path, monkeypatch):
+    """While validation decodes, no worker of the training waits beside it."""
+    counts, real = [], kernel.matte_mse
+
+    def counted(outputs, target):
+        counts.append(len(multiprocessing.active_children()))
+        return real(outputs, target)
+
+    set_module(kernel, monkeypatch, "matte_mse", counted)
+    train(kernel, small_data, tmp_path, epochs=2, train_size=32, workers=2)
+    assert max(counts) <= 2
 
 
 def test_frozen_batch_norms_keep_their_statistics_and_learn_their_scale(
@@ -239,7 +289,7 @@ def test_an_unreadable_pair_is_skipped_counted_and_listed(kernel, tmp_path, caps
     skipped = pd.read_csv(tmp_path / "out" / "skipped.csv")
     assert list(skipped.image_path) == [str(tmp_path / "images" / "train3.png")]
     assert "cannot be read as an image" in skipped.reason[0]
-    assert "1 pairs cannot be read" in capsys.readouterr().out
+    assert "1 files cannot be read" in capsys.readouterr().out
     (tmp_path / "images" / "train4.png").write_bytes(b"")
     with pytest.raises(kernel.UserError, match="2 of 24 training pairs cannot be read"):
         train(kernel, data, tmp_path / "other", epochs=1, train_batch=8)
