@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
@@ -71,7 +72,7 @@ def relaunch(gpus, device):
             return status if status > 0 else 128 - status  # a negative one is a signal's number
     except SignalException as error:  # which the processes have had too, and saved
         return 128 + error.sigval
-    except (RuntimeError, OSError) as error:
+    except (RendezvousError, RuntimeError, OSError) as error:
         log(f"WARNING: torchrun does not work here ({first_line(error)})")
     else:
         return 0

@@ -183,7 +183,8 @@ def train(model, train_pairs, val_pairs, settings, machine, inputs, stop, test_c
     norms = settings.batch_norm
     run = Run(model, settings, machine, steps, norms == "frozen" or (
         norms == "auto" and inputs.checkpoint is not None))
-    resume(run, unfinished(inputs), out, configuration)
+    if resume(run, unfinished(inputs), out, configuration) and run.metrics:
+        write_tables(run, out, skipped)
     candidates = {"": model} if run.ema is None else {"": model, ", moving average": run.ema}
     timing = {"val": 0.0, "saved": time.monotonic()}
     if stop.seconds_left() < math.inf:
@@ -402,6 +403,11 @@ def finish_epoch(run, val_loss, val_mse, out, skipped):
     for pairs, backdrops in merged([(run.skipped, run.backdrops)]):
         run.skipped.update(pairs)
         run.backdrops.update(backdrops)
+    write_tables(run, out, skipped)
+
+
+def write_tables(run, out, skipped):
+    """metrics.csv and skipped.csv, as far as the run has come"""
     if rank() == 0:
         write_skipped(out / "skipped.csv", {**dict(skipped), **run.skipped, **run.backdrops})
         with replacing(out / "metrics.csv") as part:
@@ -431,13 +437,13 @@ def unfinished(inputs):
 
 
 def resume(run, path, out, configuration):
-    """Continue what the last.pth at `path` holds, if that is not None.
+    """Continue what the last.pth at `path` holds; whether there is one (path is not None).
 
     The best weights so far are copied from beside it. Raises UserError naming the settings in which
     it differs from this run.
     """
     if path is None:
-        return
+        return False
     content = unpickled(path)
     saved = content.get("configuration", {})
     differing = [f"{name} was {saved.get(name)} and is {configuration.get(name)}"
@@ -456,6 +462,7 @@ def resume(run, path, out, configuration):
     if not (out / BEST_CHECKPOINT).is_file():
         run.best = math.inf
     log(f"Continuing {path}: epoch {run.epoch}, {run.batch} batches done")
+    return True
 
 
 def seconds_per_image(model, batch, machine):

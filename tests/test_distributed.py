@@ -242,7 +242,8 @@ def test_where_no_group_can_be_formed_one_card_does_the_work(monkeypatch, capsys
     failure = SimpleNamespace(exitcode=distributed.NO_GROUP_STATUS)
     error = distributed.ChildFailedError.__new__(distributed.ChildFailedError)
     error.get_first_failure = lambda: (0, failure)
-    for outcome in (error, RuntimeError("the rendezvous\nfailed")):
+    for outcome in (error, RuntimeError("the rendezvous\nfailed"),
+                    distributed.RendezvousError("no store")):
         status, _ = launched_with(monkeypatch, outcome)
         assert status is None
         assert "going on with one process and one card" in capsys.readouterr().out

@@ -179,13 +179,16 @@ def test_the_committed_metadata_is_what_kaggle_needs():
 # ---------------------------------------------------------------- the run
 
 QUICK = {"train_size": "64", "train_batch": "2", "epochs": "1"}
+# SIOCSIFFLAGS with IFF_UP (netdevice(7)): a new namespace's loopback is down.
+LOOPBACK_UP = ("import fcntl, socket, struct; "
+               "fcntl.ioctl(socket.socket(), 0x8914, struct.pack(\"16sh\", b\"lo\", 1))")
 # /kaggle is a file system of the namespace's own; the input is bound read-only into it.
 KAGGLE_RUN = """
 mount --make-rprivate / && mount -t tmpfs tmpfs /kaggle &&
 mkdir /kaggle/input /kaggle/working /kaggle/src &&
 mount --bind "$1" /kaggle/input && mount -o remount,bind,ro /kaggle/input &&
 mount --bind "$2" /kaggle/working && cp "$3" /kaggle/src/script.py && cd /kaggle/working &&
-KAGGLE_KERNEL_RUN_TYPE=Batch exec "$4" /kaggle/src/script.py
+eval "$5" && KAGGLE_KERNEL_RUN_TYPE=Batch exec "$4" /kaggle/src/script.py
 """
 
 
@@ -238,16 +241,24 @@ CASES = {
 }
 
 
+def kaggle_run(root, out, before="true", **settings):
+    """The finished run of a script with these settings baked in, in a place like Kaggle's.
+
+    before: what the shell does there first.
+    """
+    out.mkdir()
+    script = out.with_suffix(".py")
+    script.write_text(build.bundle(ROOT, {**QUICK, **settings}))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    return subprocess.run(
+        ["unshare", "-n", "-m", "-u", "sh", "-c", KAGGLE_RUN, "sh", root, out, script,
+         sys.executable, before], env=environment, capture_output=True, text=True, timeout=200)
+
+
 @pytest.mark.parametrize("tree, says", CASES.values(), ids=CASES)
 def test_a_run_as_on_kaggle(tmp_path, namespaces, tree, says):
     root, out = kaggle_input(tmp_path / "input", **tree), tmp_path / "working"
-    out.mkdir()
-    script = tmp_path / "script.py"
-    script.write_text(build.bundle(ROOT, QUICK))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        ["unshare", "-n", "-m", "sh", "-c", KAGGLE_RUN, "sh", root, out, script, sys.executable],
-        env=environment, capture_output=True, text=True, timeout=200)
+    done = kaggle_run(root, out)
     assert done.returncode == 0, done.stdout + done.stderr
     table = pd.read_csv(out / "submission.csv", dtype=str)
     assert list(table.filename) == ["2", "1"]
@@ -257,6 +268,48 @@ def test_a_run_as_on_kaggle(tmp_path, namespaces, tree, says):
     assert "Python 3" in done.stdout and "torch 2" in done.stdout
     assert ("validation MSE" in done.stdout) is bool(tree.get("pairs"))
     assert "wrote /kaggle/working/submission.csv" in done.stdout
+
+
+def test_two_processes_need_no_name_and_no_network(tmp_path, namespaces):
+    """A host whose own name nobody resolves, and nothing but the loopback."""
+    root, out = kaggle_input(tmp_path / "input", pairs=True), tmp_path / "working"
+    before = f"hostname nowhere.invalid && {shlex.quote(sys.executable)} -c '{LOOPBACK_UP}'"
+    done = kaggle_run(root, out, before, gpus="2", device="cpu")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "going on with one" not in done.stdout and "Epoch 1:" in done.stdout
+    assert len(pd.read_csv(out / "submission.csv")) == 2
+
+
+def test_an_unreadable_image_does_not_cost_the_submission(tmp_path, namespaces):
+    """Kaggle throws away what a run leaves that ends with a status other than 0."""
+    root, out = kaggle_input(tmp_path / "input", weights="u2netp_alpha.pth"), tmp_path / "working"
+    (root / "competitions/matting/test_dataset/orig_1024/1.png").write_bytes(b"torn")
+    done = kaggle_run(root, out)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "BLANK MASK for 1:" in done.stdout and len(pd.read_csv(out / "submission.csv")) == 2
+    problems = pd.read_csv(out / "problems.csv", dtype=str)
+    assert list(problems.filename) == ["1"] and "cannot be read" in problems.reason[0]
+
+
+def test_training_goes_on_in_the_next_session(tmp_path, namespaces):
+    """The first version runs out of time; its output, attached read-only, is continued."""
+    root = kaggle_input(tmp_path / "input", pairs=True)
+    settings = {"mode": "train", "epochs": "2000", "save_minutes": "1000"}
+    first = kaggle_run(root, tmp_path / "first", time_limit=str(45 / 3600), **settings)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "Time limit: training ends in epoch" in first.stdout
+    attached = root / "notebooks" / "me" / "magick-alpha"
+    shutil.copytree(tmp_path / "first", attached)
+    before = torch.load(attached / "last.pth", weights_only=True)["training"]
+    second = kaggle_run(root, tmp_path / "second", time_limit=str(45 / 3600), **settings)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert "Continuing /kaggle/input/notebooks/me/magick-alpha/last.pth" in second.stdout
+    after = pd.read_csv(tmp_path / "second" / "metrics.csv")
+    reached = torch.load(tmp_path / "second" / "last.pth", weights_only=True)["training"]
+    assert (reached["epoch"], reached["batch"]) > (before["epoch"], before["batch"])
+    assert after.val_mse[0] == pytest.approx(before["metrics"][0]["val_mse"])
+    assert len(pd.read_csv(tmp_path / "second" / "submission.csv")) == 2
+    assert (tmp_path / "second" / "u2netp_best.pth").is_file()
 
 
 NO_NETWORK = """

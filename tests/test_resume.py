@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from conftest import ROOT, load_bundle, run_script, write_pairs
+from conftest import ROOT, draw, load_bundle, run_script, write_pairs
 
 FLAGS = ("--mode", "train", "--train-size", 64, "--train-batch", 2, "--epochs", 2, "--lr", 1e-3,
          "--schedule", "cosine", "--ema", 8, "--save-minutes", 0.005)
@@ -67,8 +68,11 @@ def test_stopped_twice_it_ends_in_the_same_bits(
     """kill -9 at a random step, then a signal at another, of two epochs of six batches; in between
     a run with other settings, which must not touch what is there."""
     arguments = (*FLAGS, *data, "--workers", 2, "--out", "out")
+    seed = random.randrange(10**6)
+    print("random steps of seed", seed)  # shown when the test fails
+    steps = random.Random(seed)
     process = start(tmp_path, *arguments)
-    wait_for_batch(process, tmp_path / "out", random.randint(1, 5))
+    wait_for_batch(process, tmp_path / "out", steps.randint(1, 5))
     process.kill()
     process.communicate()
 
@@ -79,7 +83,7 @@ def test_stopped_twice_it_ends_in_the_same_bits(
     assert "training rows was" in last and "epochs" not in last
 
     process = start(tmp_path, *arguments)
-    wait_for_batch(process, tmp_path / "out", random.randint(6, 10))
+    wait_for_batch(process, tmp_path / "out", steps.randint(6, 10))
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
@@ -91,6 +95,36 @@ def test_stopped_twice_it_ends_in_the_same_bits(
     assert "Continuing out/last.pth" in done.stdout
     assert_same(tmp_path / "out", uninterrupted)
     assert not (tmp_path / "out" / "last.pth").exists()  # the run is complete
+
+
+def test_other_backgrounds_are_another_run(data, tmp_path, capfd, monkeypatch):
+    """Validation errors before other backdrops cannot be compared."""
+    monkeypatch.chdir(tmp_path)
+    process = start(tmp_path, *FLAGS, *data, "--out", "out")
+    wait_for_batch(process, tmp_path / "out", 1)
+    process.kill()
+    process.communicate()
+    draw(tmp_path / "photographs" / "sky.png", np.zeros((99, 99, 3), np.uint8))
+    assert load_bundle().main([*map(str, (*FLAGS, *data)), "--backgrounds", "photographs", "--out",
+                               "out"]) == 2
+    assert "backgrounds was None and is" in capfd.readouterr().err
+
+
+def test_an_automatic_run_goes_on_where_it_was_killed(data, tmp_path):
+    """Though by then there are weights of its own to predict with, or to start from."""
+    flags = (*FLAGS[2:], *data, "--checkpoint", "start.pth", "--out", "out")
+    bundle = load_bundle()
+    torch.manual_seed(0)
+    bundle.write_checkpoint(tmp_path / "start.pth", bundle.U2NETP().state_dict())
+    process = start(tmp_path, *flags)
+    wait_for_batch(process, tmp_path / "out", 7)
+    process.kill()
+    process.communicate()
+    assert (tmp_path / "out" / "u2netp_best.pth").is_file()
+    done = run_script(SCRIPT, *flags[:-4], "--out", "out", "--checkpoint", "start.pth",
+                      cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Continuing out/last.pth" in done.stdout and "Epoch 2:" in done.stdout
 
 
 def test_a_second_signal_ends_at_once(data, tmp_path):
