@@ -52,7 +52,7 @@ class Settings:
         None, "run", "graphics cards, a process each [all]; on the CPU: processes [1]",
         minimum=1, type=int)
     time_limit: float | None = knob(
-        None, "run", "hours until the submission must be there [none; Kaggle: 11.5]",
+        None, "run", "hours to a submission; of 9 allowed take 8.5 [none; Kaggle: 11.5]",
         minimum=0.001, type=float)
 
     train_csv: Path | None = knob(

@@ -20,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from src.console import UserError, log, rank
+from src.stopping import STARTED, STARTED_VARIABLE
 
 TIMEOUT = timedelta(minutes=10)  # a partner that takes longer is taken for dead
 TRIAL_SECONDS = 90  # for the first all-reduce of the gradients' group
@@ -57,6 +58,7 @@ def relaunch(gpus, device):
         raise UserError(f"--gpus {gpus}: --device {device} is one card; take --device cuda")
     if wanted < 2:
         return None
+    os.environ.setdefault(STARTED_VARIABLE, str(STARTED))
     # Each process its share of the cores; torchrun would give it one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wanted)))
     started_as = sys.modules["__main__"].__spec__

@@ -248,8 +248,9 @@ def describe(inputs, settings, training, test_count):
 def summarise(recipe, errors, images_per_second, problems, out, status):
     """The end of the log: how good, how fast, what was written, what could not be read; this also
     in problems.csv."""
-    if rank() == 0:
-        write_problems(out / PROBLEMS, problems)
+    if rank() > 0:  # the others' files may be gone while one looks at them
+        return
+    write_problems(out / PROBLEMS, problems)
     shown = ", ".join(f"{k} {v}" for k, v in recipe.items() if k not in ("curve", "trials"))
     log(f"Done in {time.time() - STARTED:.0f} s. Recipe: {shown}")
     if errors:

@@ -7,8 +7,8 @@ import time
 
 from src.console import log
 
-# Relaunched processes inherit it, so that the time limit counts from the first one's start.
-STARTED = float(os.environ.setdefault("MAGICK_ALPHA_STARTED", str(time.time())))
+STARTED_VARIABLE = "MAGICK_ALPHA_STARTED"  # relaunched processes count from the first one's start
+STARTED = float(os.environ.get(STARTED_VARIABLE, time.time()))
 
 
 class Interrupted(Exception):

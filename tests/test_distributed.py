@@ -225,7 +225,9 @@ def launched_with(monkeypatch, outcome):
         if outcome:
             raise outcome
 
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", distributed.STARTED_VARIABLE):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(distributed.torchrun, "main", run)
     return distributed.relaunch(None, "auto"), seen

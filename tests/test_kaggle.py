@@ -38,7 +38,7 @@ def kaggle_stub():
         def do_POST(self):
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             server.requests.append((self.path, body))
-            answer, status = {}, 200
+            answer, status = server.answers.get("/" + self.path.rsplit("/", 1)[-1], {}), 200
             if self.path.endswith("/GetDatasetStatus"):
                 status = 404  # there is no such dataset yet
             if "Upload" in self.path and self.command == "POST":
@@ -54,7 +54,7 @@ def kaggle_stub():
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Stub)
-    server.requests, server.port = [], server.server_address[1]
+    server.requests, server.answers, server.port = [], {}, server.server_address[1]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -111,7 +111,7 @@ def test_the_weights_become_a_dataset(kaggle_stub, repository):
     created = [json.loads(body) for path, body in kaggle_stub.requests
                if path.endswith("/CreateDataset")]
     assert created[-1]["ownerSlug"] == "some-one" and created[-1]["slug"] == "magick-alpha-weights"
-    assert created[-1]["licenseName"] == "Apache 2.0" and created[-1]["isPrivate"] is True
+    assert created[-1]["licenseName"] == "apache-2.0" and created[-1]["isPrivate"] is True
 
 
 def readme_commands(program):
@@ -120,31 +120,45 @@ def readme_commands(program):
     return [shlex.split(line) for line in lines if line.startswith(program + " ")]
 
 
-SERVICES = {"kernels push": "/SaveKernel", "datasets create": "/CreateDataset",
-            "kernels status": "/GetKernelSessionStatus",
-            "kernels output": "/ListKernelSessionOutput",
-            "competitions submit": "/StartSubmissionUpload"}
+SERVICES = [  # of the README's commands, in its order
+    ("datasets create", "/CreateDataset"), ("datasets status", "/GetDatasetStatus"),
+    ("datasets version", "/CreateDatasetVersion"), ("kernels push", "/SaveKernel"),
+    ("kernels logs", "/kernels/logs/stream"), ("kernels status", "/GetKernelSessionStatus"),
+    ("kernels output", "/ListKernelSessionOutput"),
+    ("competitions submit", "/StartSubmissionUpload"),
+    ("competitions submit", "/CreateCodeSubmission")]
 
 
 def test_the_readmes_commands_reach_kaggle(kaggle_stub, repository):
     """Each as it is typed, with the names filled in; the stub has no kernel to tell of, so only
     the request counts."""
     commands = readme_commands("kaggle")
-    assert [" ".join(words[1:3]) for words in commands] == [
-        "datasets create", "kernels push", "kernels status", "kernels output",
-        "competitions submit"]
+    assert [" ".join(words[1:3]) for words in commands] == [name for name, _ in SERVICES]
     shutil.copytree(ROOT / "kernel", repository / "kernel", dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns("*.json"))
-    (repository / "outputs").mkdir()
-    (repository / "outputs" / "submission.csv").write_text("filename,image_utf\n")
-    for words in commands:
+    (repository / "kaggle-output").mkdir()
+    (repository / "kaggle-output" / "submission.csv").write_text("filename,image_utf\n")
+    for words, (_, service) in zip(commands, SERVICES):
         kaggle_stub.requests.clear()
-        names = {"NAME": "some-one", "SLUG": "matting-2026", "NAME/magick-alpha":
-                 "some-one/magick-alpha"}
-        done = client(kaggle_stub, repository, *(names.get(word, word) for word in words[1:]))
+        names = {"SLUG": "matting-2026", "VERSION": "1"}
+        done = client(kaggle_stub, repository, *(
+            names.get(word, word.replace("NAME/", "some-one/")) for word in words[1:]))
         assert "usage:" not in done.stderr, done.stderr
         paths = [path for path, _ in kaggle_stub.requests]
-        assert any(SERVICES[" ".join(words[1:3])] in path for path in paths), (words, paths)
+        assert any(service in path for path in paths), (words, paths, done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("answer, says", [
+    ({"versionNumber": 1, "url": "u"}, "Kernel version 1 successfully pushed"),
+    ({"versionNumber": 1, "url": "u", "invalidDatasetSources": ["some-one/magick-alpha-weights"]},
+     "The following are not valid dataset sources"),
+    ({"error": "no"}, "Kernel push error")])
+def test_a_push_reads_as_the_readme_says(kaggle_stub, repository, answer, says):
+    kaggle_stub.answers["/SaveKernel"] = answer
+    done = client(kaggle_stub, repository, "kernels", "push", "-p", ".")
+    assert done.returncode == 0 and says in done.stdout, done.stdout + done.stderr
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    assert says in readme
 
 
 def test_placeholders_are_named_until_they_are_filled(tmp_path, repository, capsys):

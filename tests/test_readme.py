@@ -32,13 +32,15 @@ def test_runtime_dependencies_are_the_agreed_ones():
 
 
 def test_the_flags_that_the_readme_names_exist(capsys):
-    """Whatever looks like a flag, outside pip's own line, is one of our commands'."""
+    """Whatever looks like a flag, outside pip's own line and the Kaggle client's, is one of our
+    commands'."""
     known = set(load_modules().command_line()._option_string_actions)
     for command in (build, import_onnx, make_dataset, ship):
         with pytest.raises(SystemExit):
             command.main(["--help"])
         known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    ours = "\n".join(line for line in README.splitlines() if not line.startswith("pip download"))
+    ours = "\n".join(line for line in README.splitlines()
+                     if not line.strip().startswith(("pip download", "kaggle ")))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", ours)) <= known
 
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -73,13 +74,12 @@ def our_errors(weights, settings, pairs, steps):
         rows = read_pairs(settings.train_csv)
         rows = rows.where(np.resize(np.arange(len(rows)), count))
         settings = dataclasses.replace(settings, epochs=1)
-        if settings.batch_norm == "auto":
-            settings = dataclasses.replace(settings, batch_norm="frozen")
         with tempfile.TemporaryDirectory() as folder:
-            train(model, rows, pairs, settings, machine, Path(folder), StopWatch())
+            inputs = SimpleNamespace(out=Path(folder), checkpoint=weights, unfinished=None)
+            train(model, rows, pairs, settings, machine, inputs, StopWatch())
     recipe = {**UNTRIED, "predict_size": settings.predict_size or settings.train_size}
     return [np.square(prediction - truth).mean() for _, prediction, truth, _ in
-            validation_pairs(predictor(model, machine), pairs, recipe, machine.for_prediction())]
+            validation_pairs(predictor(model, machine), pairs, recipe, machine)]
 
 
 def by_kind(errors, csv):

@@ -48,13 +48,13 @@ def our_rate(csv, model):
     data = TrainingSet(pairs, JointAugment(SIZE, settings.crop_scale), settings.seed)
     loader = make_loader(data, BATCH, machine,
                          ShuffledEpochs(len(pairs), settings.seed))
-    run, times = Run(model, settings, machine, len(loader)), []
+    run, times = Run(model, settings, machine, len(loader), frozen_norms=False), []
 
     def note_time():
         times.append(time.perf_counter())
-        return [len(times) == WARM_UP + STEPS, False]
+        return len(times) == WARM_UP + STEPS
 
-    train_epoch(run, loader, note_time, save=lambda: None, save_seconds=3600)
+    train_epoch(run, loader, note_time)
     return BATCH * STEPS / (times[-1] - times[WARM_UP - 1])
 
 

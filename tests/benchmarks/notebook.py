@@ -47,35 +47,40 @@ class NotebookPairs(Dataset):
         return {"img": self.image_transform(image), "mask": transforms.ToTensor()(mask)}
 
 
-def training_steps(model, csv, size):
-    """Its train_epoch over and over, with its loader (no workers); yields after every step."""
-    loader = DataLoader(NotebookPairs(csv, size), batch_size=BATCH, shuffle=True, num_workers=0)
+def training_steps(model, csv, size, device="cpu", batch_size=BATCH):
+    """Its train_epoch over and over, with its loader (no workers); yields after every step.
+
+    model: on the device already.
+    """
+    loader = DataLoader(NotebookPairs(csv, size), batch_size=batch_size, shuffle=True,
+                        num_workers=0, pin_memory=device != "cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=1e-4)
     total_loss = total_mse = 0.0
     while True:
         model.train()
         for batch in loader:
             optimizer.zero_grad(set_to_none=True)
-            outputs = model(batch["img"])
+            outputs = model(batch["img"].to(device, non_blocking=True))
+            masks = batch["mask"].to(device, non_blocking=True)
             loss = 0.0
             for output in outputs:
-                loss += F.mse_loss(output, batch["mask"]) + 0.5 * F.l1_loss(output, batch["mask"])
+                loss += F.mse_loss(output, masks) + 0.5 * F.l1_loss(output, masks)
             loss = loss / len(outputs)
             if not torch.isfinite(loss):
                 raise RuntimeError("Non-finite loss")
             loss.backward()
             optimizer.step()
-            total_loss += loss.item() * BATCH
-            total_mse += F.mse_loss(outputs[0].detach(), batch["mask"]).item() * BATCH
+            total_loss += loss.item() * len(masks)
+            total_mse += F.mse_loss(outputs[0].detach(), masks).item() * len(masks)
             yield
 
 
 @torch.no_grad()
-def predicted(model, image):
+def predicted(model, image, device="cpu"):
     """Its prediction at 1024 with its calibration: RGB image -> uint8 [1024,1024], truncated."""
     resize = transforms.Resize((1024, 1024), transforms.InterpolationMode.BILINEAR)
     batch = NORMALISE(transforms.ToTensor()(resize(image)))[None]
-    alpha = model(batch)[0][0, 0].numpy().astype(np.float32)
+    alpha = model(batch.to(device))[0][0, 0].cpu().numpy().astype(np.float32)
     level = np.percentile(alpha, 1)
     alpha = np.clip((alpha - level) / (1.0 - level + 1e-6), 0, 1) ** 1.3
     return (alpha * 255).astype(np.uint8)

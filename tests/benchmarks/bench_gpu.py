@@ -1,0 +1,212 @@
+"""Everything that only a graphics card runs, checked and measured on one; a line for each figure.
+
+    python tests/benchmarks/bench_gpu.py [--device cuda]
+
+Needs the checkout and the kernel's own packages. First the smoke: training of the demonstration set
+in each precision, killed and resumed, validation, calibration, prediction; its masks against those
+that the CPU predicts with the same weights. Then speed: training against the notebook's own loop
+at batches of 4 and 32, prediction against the notebook's at 1024. --device cpu tries the check
+itself where there is no card.
+"""
+
+import argparse
+import dataclasses
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from notebook import predicted, training_steps  # noqa: E402
+from src.augment import JointAugment  # noqa: E402
+from src.config import Settings  # noqa: E402
+from src.data import ShuffledEpochs, TrainingSet, make_loader  # noqa: E402
+from src.demo import demo_places, make_demo  # noqa: E402
+from src.hardware import choose_device, machine_for, prepare_machine  # noqa: E402
+from src.images import open_image  # noqa: E402
+from src.inputs import TestImage, list_images  # noqa: E402
+from src.pairs import read_pairs  # noqa: E402
+from src.prediction import predict_masks, predictor  # noqa: E402
+from src.recipe import UNTRIED  # noqa: E402
+from src.submission import decode_mask, read_rows  # noqa: E402
+from src.training import STEPS_PER_CHECK, Run, train_epoch  # noqa: E402
+from src.u2netp import U2NETP  # noqa: E402
+
+SCRIPT = ROOT / "kernel" / "main.py"
+SIZE, CHECKS = 320, 4  # pixels; measured stretches of STEPS_PER_CHECK steps, the first a warm-up
+PREDICTIONS = 32  # images
+
+
+# ---------------------------------------------------------------- smoke
+
+
+def kernel(folder, *flags):
+    """The bundled script with these flags in a folder, as a process."""
+    return subprocess.Popen([sys.executable, str(SCRIPT), *map(str, flags)], cwd=folder, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finished(process):
+    """All that the process said; RuntimeError with it when it failed."""
+    text, _ = process.communicate()
+    if process.returncode:
+        raise RuntimeError(text)
+    return text
+
+
+def train_killed_and_resumed(folder, device, amp):
+    """What the second half of a training said that was killed after its first epoch. The results
+    are in folder/out."""
+    flags = ("--mode", "train", "--device", device, "--amp", amp, "--epochs", 2, "--train-size", 128,
+             "--gpus", 1, "--out", "out")
+    process = kernel(folder, *flags)
+    for line in process.stdout:
+        if line.startswith("Epoch 1:"):
+            break
+    process.kill()
+    process.communicate()
+    return finished(kernel(folder, *flags))
+
+
+def mask_difference(folder, device):
+    """Largest difference, in levels of 255, of the device's masks from the CPU's."""
+    masks = []
+    for name in ("cpu", device):
+        finished(kernel(folder, "--mode", "predict", "--device", name, "--gpus", 1, "--test-root",
+                        "out/demo/orig_1024", "--checkpoint", "out/u2netp_best.pth", "--out",
+                        f"masks-{name}"))
+        rows = read_rows(folder / f"masks-{name}" / "submission.csv")
+        masks.append([decode_mask(text).astype(int) for _, text in rows])
+    return max(int(np.abs(one - other).max()) for one, other in zip(*masks))
+
+
+# ---------------------------------------------------------------- speed
+
+
+class Timed:
+    """A loader that notes how long it was waited for."""
+
+    def __init__(self, loader):
+        self.loader, self.dataset, self.waited = loader, loader.dataset, 0.0
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        batches = iter(self.loader)
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            self.waited += time.perf_counter() - began
+            yield batch
+
+
+def our_training(csv, device, batch):
+    """(samples/s, share of the time that waits for data) of our train_epoch, automatic precision"""
+    settings = dataclasses.replace(Settings(), train_size=SIZE, train_batch=batch)
+    machine = machine_for(device, "auto", None)
+    pairs = read_pairs(csv)
+    pairs = pairs.where(np.resize(np.arange(len(pairs)), CHECKS * STEPS_PER_CHECK * batch))
+    data = TrainingSet(pairs, JointAugment(SIZE, settings.crop_scale), settings.seed)
+    loader = Timed(make_loader(data, batch, machine, ShuffledEpochs(len(pairs), settings.seed)))
+    run = Run(U2NETP(), settings, machine, len(loader), frozen_norms=True)
+    marks = []
+
+    def mark():
+        marks.append((time.perf_counter(), loader.waited, run.batch))
+        return False
+
+    train_epoch(run, loader, mark)
+    warm = next(index for index, (_, _, done) in enumerate(marks) if done >= STEPS_PER_CHECK)
+    seconds, waited, steps = (last - first for first, last in zip(marks[warm], marks[-1]))
+    return steps * batch / seconds, waited / seconds
+
+
+def notebook_training(csv, device, batch):
+    """samples/s of the notebook's loop, float32"""
+    model = U2NETP().to(device)
+    steps = STEPS_PER_CHECK * 2
+    marks = [time.perf_counter() for _, _ in zip(
+        range(steps), training_steps(model, csv, SIZE, str(device), batch))]
+    return batch * (steps // 2) / (marks[-1] - marks[steps // 2 - 1])
+
+
+def our_prediction(folder, device):
+    """images/s from file to mask: 320, refined"""
+    machine = machine_for(device, "auto", None)
+    paths = list_images(folder)
+    tests = [TestImage(str(i), paths[i % len(paths)]) for i in range(PREDICTIONS)]
+    fast = predictor(U2NETP(), machine)
+    recipe = {**UNTRIED, "predict_size": SIZE, "calibration": "none"}
+    list(predict_masks(fast, tests[:4], recipe, machine))
+    began = time.perf_counter()
+    list(predict_masks(fast, tests, recipe, machine))
+    return PREDICTIONS / (time.perf_counter() - began)
+
+
+def notebook_prediction(folder, device):
+    """images/s from file to mask: 1024, the notebook's calibration"""
+    model, paths = U2NETP().to(device).eval(), list_images(folder)
+    predicted(model, open_image(paths[0], "RGB"), device)
+    began = time.perf_counter()
+    for index in range(len(paths)):
+        predicted(model, open_image(paths[index], "RGB"), device)
+    return len(paths) / (time.perf_counter() - began)
+
+
+def say(name, value):
+    print(f"{name:<58} {value}", flush=True)
+
+
+def measure(device, folder):
+    """Print a line for each figure of speed and memory."""
+    make_demo(folder, seed=0)
+    places = demo_places(folder)
+    for batch in (4, 32) if device.type == "cuda" else (2,):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        rate, waiting = our_training(places["train_csv"], device, batch)
+        say(f"training, batch {batch}", f"{rate:.1f} samples/s")
+        say(f"training, batch {batch}, share that waits for data", f"{waiting:.0%}")
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated() / 2**30
+            say(f"training, batch {batch}, peak memory", f"{peak:.2f} GiB")
+        theirs = notebook_training(places["train_csv"], device, batch)
+        say(f"training, batch {batch}, the notebook's loop", f"{theirs:.1f} samples/s")
+        say(f"training, batch {batch}, ratio", f"{rate / theirs:.2f}")
+    rate, theirs = (predict(places["test_root"], device)
+                    for predict in (our_prediction, notebook_prediction))
+    say("prediction at 320, mask of 1024", f"{rate:.2f} images/s")
+    say("prediction at 1024, the notebook's loop", f"{theirs:.2f} images/s")
+    say("prediction, ratio", f"{rate / theirs:.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cuda")
+    name = parser.parse_args().device
+    prepare_machine(0)
+    device = choose_device(name)
+    say("device", torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU")
+    for amp in ("fp16", "bf16") if device.type == "cuda" else ("bf16",):
+        with tempfile.TemporaryDirectory() as folder:
+            text = train_killed_and_resumed(Path(folder), name, amp)
+            resumed = "Continuing out/last.pth" in text and "Epoch 2:" in text
+            say(f"smoke, {amp}: killed, resumed, validated, predicted", "ok" if resumed else "FAILED")
+            difference = mask_difference(Path(folder), name)
+            say(f"smoke, {amp}: largest difference of masks from the CPU's", f"{difference} of 255")
+    with tempfile.TemporaryDirectory() as folder:
+        measure(device, Path(folder))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""What only a graphics card runs; skipped where there is none. bench_gpu.py prints the same with
+figures of speed."""
+
+import sys
+
+import pytest
+import torch
+
+from conftest import ROOT, load_modules
+
+sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
+from bench_gpu import mask_difference, train_killed_and_resumed  # noqa: E402
+
+pytestmark = [pytest.mark.cuda,
+              pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a graphics card")]
+
+
+@pytest.mark.parametrize("amp", ["fp16", "bf16"])
+def test_training_is_resumed_and_predicts_what_the_cpu_does(tmp_path, amp):
+    text = train_killed_and_resumed(tmp_path, "cuda", amp)
+    assert "Continuing out/last.pth" in text and "Epoch 2:" in text
+    assert mask_difference(tmp_path, "cuda") <= 2
+
+
+def test_too_large_a_batch_is_an_error_of_the_settings(tmp_path):
+    kernel = load_modules()
+    torch.cuda.set_per_process_memory_fraction(0.001)
+    try:
+        assert kernel.main(["--mode", "train", "--train-batch", "8", "--train-size", "512",
+                            "--workers", "0", "--gpus", "1", "--out", str(tmp_path)]) == 2
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def test_the_loss_scale_grows_and_shrinks_in_fp16_only():
+    kernel = load_modules()
+    for dtype, start in ((torch.float16, 2.0**16), (torch.bfloat16, 1.0), (None, 1.0)):
+        machine = kernel.Machine(torch.device("cuda", 0), dtype)
+        run = kernel.Run(kernel.U2NETP(), kernel.Settings(), machine, 1, frozen_norms=False)
+        assert run.scaler.get_scale() == start
+        batch = {"img": torch.full((2, 3, 64, 64), float("inf")), "mask": torch.zeros(2, 1, 64, 64)}
+        kernel.train_step(run, batch)
+        assert run.scaler.get_scale() == (start / 2 if dtype is torch.float16 else start)
+        assert all(torch.isfinite(p).all() for p in run.model.parameters())
+
+
+def test_nccl_carries_the_gradients_of_one_process(monkeypatch):
+    """A group of one is enough to show that the trial all-reduce and DDP start on a card."""
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "LOCAL_WORLD_SIZE": 1,
+                        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 29511}.items():
+        monkeypatch.setenv(name, str(value))
+    torch.distributed.init_process_group("gloo")
+    try:
+        kernel = load_modules()
+        group, problem = kernel.tried_group(torch.device("cuda", 0))
+        assert problem == "" and torch.distributed.get_backend(group) == "nccl"
+    finally:
+        torch.distributed.destroy_process_group()
