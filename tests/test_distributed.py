@@ -337,7 +337,7 @@ def test_a_killed_process_ends_the_run_within_seconds(data, tmp_path):
 def test_a_signal_to_the_parent_saves_and_resumes_exactly(data, tmp_path):
     """torchrun passes it on to each process group, and so to the loader workers."""
     flags = ("--mode", "train", *data, *FLAGS[:-4], "--workers", 2, "--device", "cpu", "--gpus", 2,
-             "--epochs", 3, "--batch-norm", "trained", "--save-minutes", 1000)
+             "--epochs", 2, "--batch-norm", "trained", "--save-minutes", 1000, "--preview", 0)
     whole = run_script(SCRIPT, *flags, "--out", "whole", cwd=tmp_path)
     assert whole.returncode == 3, whole.stderr
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
