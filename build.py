@@ -7,8 +7,9 @@
                                          fill in what Kaggle's metadata files leave open
 
 The import graph, read with `ast` from src/main.py, decides which modules are taken and in which
-order: a module stands below everything it imports. Imports between the modules are dropped, the
-others are merged at the top, and all the rest is kept to the letter.
+order: a module stands below everything it imports, and each folder is a chapter, introduced by the
+docstring of its __init__.py. Imports between the modules are dropped, the others are merged at the
+top, and all the rest is kept to the letter.
 """
 
 import argparse
@@ -43,21 +44,35 @@ class BuildError(Exception):
 
 @dataclass(frozen=True)
 class Module:
-    """One file of src/: its name there, its text, its syntax tree."""
+    """One file of src/: its dotted name there, its text, its syntax tree."""
 
     name: str
     text: str
     tree: ast.Module
 
+    @property
+    def chapter(self) -> str:
+        """The folder that it lies in, or its own name when it lies in src/ itself."""
+        return self.name.split(".")[0]
+
+    @property
+    def file(self) -> str:
+        return file_of(self.name)
+
     def refuse(self, node: ast.AST, reason: str) -> BuildError:
-        return BuildError(f"{PACKAGE}/{self.name}.py, line {node.lineno}: {reason}")
+        return BuildError(f"{self.file}, line {node.lineno}: {reason}")
+
+
+def file_of(name: str) -> str:
+    """'data.pairs' -> 'src/data/pairs.py'"""
+    return f"{PACKAGE}/{name.replace('.', '/')}.py"
 
 
 # ---------------------------------------------------------------- reading
 
 
 def read_module(root: Path, name: str, overrides: dict[str, str]) -> Module:
-    path = root / PACKAGE / f"{name}.py"
+    path = root / file_of(name)
     text = path.read_text(encoding="utf-8")
     module = Module(name, text, parse(path.relative_to(root), text))
     if name == SETTINGS[0] and overrides:
@@ -86,10 +101,14 @@ def imported_module(module: Module, node: ast.AST) -> str | None:
                     f"write `from {alias.name} import ...`"
                 )
         return None
-    dotted = ".".join(filter(None, [PACKAGE if node.level else "", node.module or ""]))
+    package = [PACKAGE, *module.name.split(".")[:-1]]
+    if node.level > len(package):
+        raise module.refuse(node, f"a relative import leaves {PACKAGE}/")
+    parents = package[:len(package) - node.level + 1] if node.level else []
+    dotted = ".".join(filter(None, [*parents, node.module]))
     if dotted.split(".")[0] != PACKAGE:
         return None
-    if dotted == PACKAGE or node.level > 1:
+    if dotted == PACKAGE:
         raise module.refuse(
             node, "a module cannot be imported whole; "
             f"write `from {PACKAGE}.{node.names[0].name} import ...`"
@@ -116,7 +135,7 @@ def top_level_imports(module: Module) -> list[ast.Import | ast.ImportFrom]:
 
 
 def order_modules(root: Path, overrides: dict[str, str]) -> list[Module]:
-    """All modules that src/main.py needs, each below the ones it imports.
+    """All modules that src/main.py needs, each below the ones it imports, folder by folder.
 
     Depth first in the order of the import statements, so the order main.py tells its story in is
     kept as far as the graph allows, and is the same on every machine.
@@ -132,15 +151,58 @@ def order_modules(root: Path, overrides: dict[str, str]) -> list[Module]:
             if wanted in trail + [name]:
                 ring = (trail + [name])[(trail + [name]).index(wanted):] + [wanted]
                 raise module.refuse(node, "imports go in a circle: " + " -> ".join(ring))
-            if not (root / PACKAGE / f"{wanted.replace('.', '/')}.py").is_file():
-                raise module.refuse(node, f"there is no {PACKAGE}/{wanted}.py")
+            if (root / file_of(wanted)).with_suffix("").is_dir():
+                raise module.refuse(
+                    node, "a module cannot be imported whole; "
+                    f"write `from {PACKAGE}.{wanted}.{node.names[0].name} import ...`"
+                )
+            if not (root / file_of(wanted)).is_file():
+                raise module.refuse(node, f"there is no {file_of(wanted)}")
             visit(wanted, trail + [name])
         done[name] = module
 
-    if not (root / PACKAGE / f"{ENTRY}.py").is_file():
-        raise BuildError(f"there is no {PACKAGE}/{ENTRY}.py to start from")
+    if not (root / file_of(ENTRY)).is_file():
+        raise BuildError(f"there is no {file_of(ENTRY)} to start from")
     visit(ENTRY, [])
-    return list(done.values())
+    chapters = order_chapters(list(done.values()))
+    return sorted(done.values(), key=lambda module: chapters.index(module.chapter))
+
+
+def order_chapters(modules: list[Module]) -> list[str]:
+    """The folders of the modules, each below the ones it imports from."""
+    done: list[str] = []
+
+    def visit(chapter: str, trail: list[str]) -> None:
+        for module in (each for each in modules if each.chapter == chapter):
+            for node in top_level_imports(module):
+                wanted = (imported_module(module, node) or chapter).split(".")[0]
+                if wanted == chapter or wanted in done:
+                    continue
+                if wanted in trail:
+                    ring = trail[trail.index(wanted):] + [chapter, wanted]
+                    raise module.refuse(node, "folders import in a circle: " + " -> ".join(ring))
+                visit(wanted, trail + [chapter])
+        done.append(chapter)
+
+    for module in modules:
+        if module.chapter not in done:
+            visit(module.chapter, [])
+    return done
+
+
+def introduction(root: Path, chapter: str) -> str:
+    """The docstring of a folder's __init__.py, which holds nothing else. '' for a module of src/."""
+    folder = root / PACKAGE / chapter
+    if not folder.is_dir():
+        return ""
+    path = folder / "__init__.py"
+    name = path.relative_to(root)
+    tree = parse(name, path.read_text(encoding="utf-8")) if path.is_file() else ast.Module([], [])
+    text = ast.get_docstring(tree)
+    if not text or len(tree.body) > 1:
+        raise BuildError(f"{name.as_posix()}, line 1: must hold a docstring that introduces the "
+                         "folder, and nothing else")
+    return text
 
 
 # ---------------------------------------------------------------- names
@@ -192,7 +254,7 @@ def check_names(modules: list[Module]) -> None:
                 other = owners[name][0]
                 line = defined[other.name][name].lineno
                 raise module.refuse(
-                    node, f"`{name}` is already defined in {PACKAGE}/{other.name}.py, line {line}"
+                    node, f"`{name}` is already defined in {other.file}, line {line}"
                 )
             owners[name] = (module, "")
     for module in modules:
@@ -205,12 +267,12 @@ def check_names(modules: list[Module]) -> None:
                         n for i in top_level_imports(source) for n, _ in imported_names(i)
                     }
                     if name not in known:
-                        raise module.refuse(node, f"{PACKAGE}/{wanted}.py has no `{name}`")
+                        raise module.refuse(node, f"{file_of(wanted)} has no `{name}`")
                     continue
                 other, other_meaning = owners.setdefault(name, (module, meaning))
                 if other_meaning != meaning:
                     raise module.refuse(
-                        node, f"`{name}` means something else in {PACKAGE}/{other.name}.py"
+                        node, f"`{name}` means something else in {other.file}"
                     )
 
 
@@ -303,6 +365,28 @@ def replace_defaults(module: Module, path: Path, overrides: dict[str, str]) -> s
     return b"\n".join(data).decode()
 
 
+def banner(line: str, *text: str) -> str:
+    """A comment between two rules of the given character, with blank lines above."""
+    rule = "# " + line * (LINE_WIDTH - 2)
+    return "\n\n" + "\n".join([rule, *(f"# {each}" for each in text), rule]) + "\n"
+
+
+def contents(chapters: dict[str, list[Module]], introductions: dict[str, str]) -> str:
+    """The table of contents: a line for each folder or module of src/, and one for each module of
+    a folder."""
+    width = max(len(module.name.split(".")[-1]) for each in chapters.values() for module in each)
+    lines = []
+    for number, (chapter, members) in enumerate(chapters.items(), 1):
+        if introductions[chapter]:
+            lines.append(textwrap.fill(f"{number}. {chapter}/  {introductions[chapter]}",
+                                       LINE_WIDTH, initial_indent="  ", subsequent_indent="     "))
+            lines += [f"    {number}.{minor} {module.name.split('.')[-1]:<{width}}  "
+                      f"{summary(module)}" for minor, module in enumerate(members, 1)]
+        else:
+            lines.append(f"  {number}. {chapter}  {summary(members[0])}")
+    return "\n".join(lines)
+
+
 def bundle(root: Path, overrides: dict[str, str]) -> str:
     """Text of the one script made of root/src; the same sources give the same text.
 
@@ -310,30 +394,38 @@ def bundle(root: Path, overrides: dict[str, str]) -> str:
     """
     modules = order_modules(root, overrides)
     check_names(modules)
-    digest = hashlib.sha256("\0".join(m.name + "\0" + m.text for m in modules).encode())
-    width = max(len(m.name) for m in modules)
-    contents = "\n".join(
-        f"    {i:2}. {m.name:<{width}}  {summary(m)}" for i, m in enumerate(modules, 1)
-    )
+    chapters = {module.chapter: [] for module in modules}
+    for module in modules:
+        chapters[module.chapter].append(module)
+    introductions = {chapter: introduction(root, chapter) for chapter in chapters}
+    sources = [*introductions.values(), *(f"{m.name}\0{m.text}" for m in modules)]
+    digest = hashlib.sha256("\0".join(sources).encode())
     changed = ", ".join(f"{name}={value}" for name, value in sorted(overrides.items()))
     parts = [
         f'"""{summary(modules[-1])}\n\n'
-        f"GENERATED by build.py from {PACKAGE}/*.py; edit those, never this file.\n"
+        f"GENERATED by build.py from {PACKAGE}/; edit the modules there, never this file.\n"
         f"Sources: sha256 {digest.hexdigest()}\n"
         + (f"Defaults changed with --set: {changed}\n" if changed else "")
-        + f'\nContents\n{contents}\n"""\n\n{merged_imports(modules)}\n'
+        + f'\nContents\n{contents(chapters, introductions)}\n"""\n\n{merged_imports(modules)}\n'
     ]
-    rule = "# " + "=" * (LINE_WIDTH - 2)
-    for number, module in enumerate(modules, 1):
-        banner = f"{rule}\n# {number}. {PACKAGE}/{module.name}.py\n{rule}"
-        parts.append(f"\n\n{banner}\n\n{body_without_imports(module)}\n")
+    for number, (chapter, members) in enumerate(chapters.items(), 1):
+        if introductions[chapter]:
+            text = textwrap.fill(introductions[chapter], LINE_WIDTH - 2)
+            parts.append(banner("=", f"{number}. {PACKAGE}/{chapter}/", *text.split("\n")))
+            for minor, module in enumerate(members, 1):
+                parts.append(banner("-", f"{number}.{minor} {module.file}"))
+                parts.append(f"\n{body_without_imports(module)}\n")
+        else:
+            (module,) = members
+            parts.append(banner("=", f"{number}. {module.file}"))
+            parts.append(f"\n{body_without_imports(module)}\n")
     text = "".join(parts)
     compile(text, str(BUNDLE), "exec")
     size = len(text.encode())
     if size > SOURCE_LIMIT:
         largest = max(modules, key=lambda m: len(m.text))
         raise BuildError(
-            f"{PACKAGE}/{largest.name}.py, line 1: the bundle has {size:,} bytes, over Kaggle's "
+            f"{largest.file}, line 1: the bundle has {size:,} bytes, over Kaggle's "
             f"limit of {SOURCE_LIMIT:,}; this is its largest module"
         )
     return text

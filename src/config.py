@@ -104,9 +104,6 @@ class Settings:
     predict_size: int | None = knob(
         None, "prediction", "side of the network's input [the recipe's, near --train-size]",
         minimum=32, type=int)
-    predict_budget: float | None = knob(
-        None, "prediction", "seconds an image that a recipe may take [no limit]",
-        minimum=0.0, type=float)
     calibration: str = knob(
         "auto", "prediction", "auto (the recipe's, else the best on validation), notebook, none",
         choices=("auto", "notebook", "none"))

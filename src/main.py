@@ -5,219 +5,121 @@ import sys
 import time
 import traceback
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
-import pandas as pd
 
 from src.config import parse_settings
-from src.console import UserError, log, rank
-from src.distributed import (
+from src.runtime.console import UserError, log
+from src.runtime.distributed import (
     NO_GROUP_STATUS, NoGroup, agree, end_of_another, first_to_end, join_group, leave_group, merged,
     relaunch, shard, wait_for_all,
 )
-from src.stopping import STARTED, Interrupted, StopWatch
-from src.inputs import (
-    BEST_CHECKPOINT, KAGGLE_INPUT, LAST_CHECKPOINT, check_complete, find_inputs, is_empty,
-    list_images, list_tests,
+from src.runtime.files import digest
+from src.runtime.hardware import choose_device, describe_machine, machine_for, prepare_machine
+from src.runtime.processes import rank, world_size
+from src.runtime.stopping import STARTED, Interrupted, StopWatch
+from src.runtime.tables import write_table
+from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT
+from src.inputs.places import (
+    KAGGLE_INPUT, check_complete, find_inputs, is_empty, list_images, list_tests,
 )
-from src.demo import demo_places, make_demo
-from src.hardware import choose_device, describe_machine, machine_for, prepare_machine
-from src.pairs import read_pairs, shared_images, split_off
-from src.data import without_unreadable, write_skipped
-from src.u2netp import U2NETP
-from src.files import digest, replacing
-from src.checkpoint import read_checkpoint, write_checkpoint
-from src.training import train, unfinished
-from src.calibration import calibration_of, choose_calibration
-from src.prediction import predict_masks, predictor, validation_pairs
-from src.recipe import UNTRIED, candidate_sizes, choose_recipe
-from src.submission import merge_submission, write_shard
-from src.preview import (
+from src.data.pairs import Splits, read_pairs, shared_images, split_off
+from src.data.datasets import without_unreadable
+from src.data.demo import demo_places, make_demo
+from src.network.u2net import U2NETP
+from src.network.checkpoint import read_checkpoint, write_checkpoint
+from src.training.state import unfinished
+from src.training.loop import train, write_skipped
+from src.prediction.calibration import choose_calibration
+from src.prediction.choice import candidate_sizes, choose_recipe
+from src.prediction.predictor import make_predictor
+from src.prediction.recipe import Recipe, read_recipe, stored_form
+from src.results.preview import (
     save_submission_preview, save_training_preview, save_validation_preview, spread,
 )
+from src.results.submission import merge_submission, write_shard
 
 KAGGLE_HOURS = 11.5  # Kaggle ends a session after 12
 SCORED = 500  # validation images that the final score looks at
-UNREADABLE_STATUS = 3  # exit status when a test image could not be read, but for Kaggle
+UNREADABLE_STATUS = 3  # exit status when a test image could not be read, except on Kaggle
 PROBLEMS = "problems.csv"
 
 
 def run(settings):
-    """The story: find, train or load, calibrate, predict, write, show. Returns the exit status."""
-    prepare_machine(settings.seed)
-    join_group()
-    machine = machine_for(shared_device(settings.device), settings.amp, settings.workers)
-    log(describe_machine(machine.device))
-    inputs = find_inputs(settings)
-    checkpoint = read_checkpoint(inputs.checkpoint) if inputs.checkpoint else None
-    recipe = dict(checkpoint.recipe or {}) if checkpoint else {}
-    training = settings.mode == "train" or (settings.mode == "auto" and (
-        not recipe or (unfinished(inputs) is not None and inputs.train_csv is not None)))
-    inputs = demo_or_complete(inputs, training, settings.seed)
+    """The story: find, train or load, choose, predict, write, show. Returns the exit status."""
+    machine = take_machine(settings)
+    inputs, checkpoint, training = find(settings)
+    recipe = read_recipe(checkpoint, settings.train_size)
     tests = list_tests(inputs.test_root, inputs.sample_csv, settings.limit)
     stop = StopWatch(settings.time_limit or (KAGGLE_HOURS if inputs.kaggle_input else None))
     stop.listen()
     describe(inputs, settings, training, len(tests))
+    splits = find_pairs(inputs, settings, training, machine)
 
     model, metrics = U2NETP(), []
     if checkpoint:
         model.load_state_dict(checkpoint.model_state)
-    train_pairs, val_pairs, skipped = pairs_of(inputs, settings, training, machine)
     if training:
-        metrics = train(model, train_pairs, val_pairs, settings, machine, inputs, stop, len(tests),
-                        skipped)
-        recipe = {}
-    elif rank() == 0:
-        write_skipped(inputs.out / "skipped.csv", skipped)
+        reserve = partial(seconds_after_training, len(splits.val), len(tests))
+        metrics = train(model, splits, settings, machine, inputs, stop, reserve)
+        recipe = Recipe(settings.train_size)
 
-    fast = predictor(model, machine)
-
-    def validate(pairs, recipe):
-        return stop.guarded(validation_pairs(fast, pairs, recipe, machine))
-
-    recipe = complete_recipe(recipe, settings, fast, val_pairs, machine)
-    recipe.update(calibration_for(settings.calibration, recipe, val_pairs, validate))
+    predictor = make_predictor(model, recipe, machine)
+    predictor = with_open_choices(predictor, settings, splits.val, stop)
     if training and rank() == 0:
-        write_checkpoint(inputs.out / BEST_CHECKPOINT, model.state_dict(), recipe=recipe)
-    errors = score(val_pairs.first(SCORED), recipe, validate) if val_pairs else []
-    rows = preview_rows(settings.preview, errors, val_pairs, recipe, validate)
+        write_checkpoint(inputs.out / BEST_CHECKPOINT, model.state_dict(),
+                         recipe=stored_form(predictor.recipe))
+    errors = score(predictor, splits.val, stop)
+    shown = shown_pairs(predictor, splits.val, errors, settings.preview, stop)
 
     began = time.monotonic()
-    problems = predict_tests(fast, tests, recipe, machine, inputs.out / "submission.csv", stop)
+    problems = predict_tests(predictor, tests, inputs.out / "submission.csv", stop)
     # From here on rank 0 works alone, however long it takes: nothing waits for the others any more.
     rate = len(tests) / (time.monotonic() - began)
-    if settings.preview:
-        draw_previews(settings.preview, rows, metrics, inputs.out)
-    if len(metrics) == settings.epochs and rank() == 0:
-        (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
     status = UNREADABLE_STATUS if problems and not inputs.kaggle_input else 0
-    summarise(recipe, errors, rate, problems, inputs.out, status)
+    if rank() == 0:
+        draw_previews(settings.preview, shown, metrics, inputs.out)
+        if len(metrics) == settings.epochs:
+            (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
+        summarise(predictor.recipe, errors, rate, problems, inputs.out, status)
     return status
 
 
-def shared_device(name):
-    """The device of this process, of the same kind in all. Raises NoGroup for mixed ones."""
-    device = choose_device(name)
+# ---------------------------------------------------------------- find
+
+
+def take_machine(settings):
+    """The `Machine` of this process: generators seeded, the others joined, its device chosen.
+
+    Raises NoGroup when the processes cannot work together.
+    """
+    prepare_machine(settings.seed)
+    join_group()
+    device = choose_device(settings.device)
     if all(agree(device.type == "cpu", device.type != "cpu")):
         raise NoGroup("a card does not work in one of the processes")
-    return device
+    log(describe_machine(device))
+    return machine_for(device, settings.amp, settings.workers)
 
 
-def demo_or_complete(inputs, training, seed):
-    """The inputs, a drawn demonstration set in the place of no data at all.
+def find(settings):
+    """(inputs, checkpoint or None, whether to train); without any data a drawn demonstration set.
 
     Raises UserError when something that the run needs is missing.
     """
+    inputs = find_inputs(settings)
+    checkpoint = read_checkpoint(inputs.checkpoint) if inputs.checkpoint else None
+    ours = checkpoint is not None and bool(checkpoint.recipe)
+    continues = unfinished(inputs) is not None and inputs.train_csv is not None
+    training = settings.mode == "train" or (settings.mode == "auto" and (not ours or continues))
     demo = is_empty(inputs) and not inputs.kaggle_input
     if demo:
         inputs = replace(inputs, **demo_places(inputs.out / "demo"))
     check_complete(inputs, training)
     if demo:
-        show_demo(inputs, seed)
-    return inputs
-
-
-def pairs_of(inputs, settings, training, machine):
-    """(training pairs or None, validation pairs or None, {image path: why it was left out}).
-
-    The validation pairs are split off the others where only training data are there, and are those
-    that can be read.
-    """
-    photographs = list_images(settings.backgrounds) if settings.backgrounds else ()
-    train_pairs = val_pairs = None
-    if training:
-        train_pairs = read_pairs(inputs.train_csv, settings.limit, photographs)
-    if inputs.val_csv:
-        val_pairs = read_pairs(inputs.val_csv, settings.limit, photographs)
-    elif training:
-        train_pairs, val_pairs = split_off(train_pairs)
-        log(f"No validation CSV: {len(val_pairs)} of the training rows validate")
-    if training and (shared := shared_images(train_pairs, val_pairs)):
-        log(f"WARNING: {shared} validation images are training images too; the validation MSE "
-            "promises too much")
-    if val_pairs is None:
-        return train_pairs, None, {}
-    return train_pairs, *without_unreadable(val_pairs, machine)
-
-
-def complete_recipe(recipe, settings, fast, val_pairs, machine):
-    """The checkpoint's recipe with what it lacks but the calibration: chosen on validation data
-    where there are any; --predict-size goes before."""
-    if "refine" not in recipe and val_pairs:
-        size = recipe.get("predict_size", settings.train_size)
-        sizes = [settings.predict_size] if settings.predict_size else candidate_sizes(size)
-        recipe = {**recipe, **choose_recipe(
-            fast, val_pairs, sizes, settings.predict_budget, machine)}
-    recipe = {**UNTRIED, "predict_size": settings.train_size, **recipe}
-    return {**recipe, "predict_size": settings.predict_size or recipe["predict_size"]}
-
-
-def calibration_for(wanted, recipe, val_pairs, validate):
-    """The recipe's calibration: the flag's, else the checkpoint's, else what validation data
-    choose, else none."""
-    if wanted != "auto":
-        return {"calibration": wanted}
-    if "calibration" in recipe:
-        return {}
-    if val_pairs is None:
-        log("No validation data and no recipe: predictions are taken as they are")
-        return {"calibration": "none"}
-    chosen, errors = choose_calibration(
-        (prediction, truth) for _, prediction, truth, _ in validate(val_pairs, recipe))
-    log("Validation MSE at the images' own size, by calibration: "
-        + ", ".join(f"{name} {mse:.6f}" for name, mse in errors.items()))
-    return chosen
-
-
-def score(pairs, recipe, validate):
-    """The MSE of each validation image at its own size, by the final recipe."""
-    calibrate = calibration_of(recipe)
-    return merged([float(np.square(calibrate(prediction) - truth).mean())
-                   for _, prediction, truth, _ in validate(pairs, recipe)])
-
-
-def predict_tests(fast, tests, recipe, machine, csv, stop):
-    """Write the submission, going on where an interrupted run of the same weights and recipe
-    stopped; returns [(name, why its mask is blank)]."""
-    state = [tensor.cpu() for tensor in fast.state_dict().values()]
-    key = digest([*state, np.array([repr(recipe), *map(str, tests)])])
-    share = shard(tests)
-    write_shard(csv, key, [test.name for test in share], lambda done: stop.guarded(
-        predict_masks(fast, share, recipe, machine, done)))
-    wait_for_all()
-    return merge_submission(csv, tests) if rank() == 0 else []
-
-
-def preview_rows(count, errors, val_pairs, recipe, validate):
-    """What save_validation_preview shows: `count` validation images from the worst to the best."""
-    if not errors or not count:
-        return []
-    calibrate = calibration_of(recipe)
-    chosen = dict(sorted(spread(errors, count)))
-    mask = np.isin(np.arange(len(val_pairs)), list(chosen))
-    shown = merged([(image, calibrate(prediction), truth, path) for image, prediction, truth,
-                    path in validate(val_pairs.where(mask), recipe)])
-    rows = [(image, prediction, truth, f"{title}: {path.rsplit('/', 1)[-1]}")
-            for (image, prediction, truth, path), title in zip(shown, chosen.values())]
-    return sorted(rows, key=lambda row: -np.square(row[1] - row[2]).mean())
-
-
-def draw_previews(count, rows, metrics, out):
-    """Write preview/*.png; a picture that cannot be drawn costs a log line, not the run."""
-    pictures = {
-        "validation.png": rows and (save_validation_preview, rows),
-        "training.png": metrics and (save_training_preview, metrics),
-        "submission.png": (lambda csv, path: save_submission_preview(csv, path, count),
-                           out / "submission.csv"),
-    }
-    for name, drawing in pictures.items() if rank() == 0 else ():
-        if not drawing:
-            continue
-        draw, shown = drawing
-        try:
-            draw(shown, out / "preview" / name)
-        except Exception as error:  # whatever a picture fails with, the results are there
-            log(f"preview/{name} was not drawn: {error}")
+        show_demo(inputs, settings.seed)
+    return inputs, checkpoint, training
 
 
 def show_demo(inputs, seed):
@@ -245,13 +147,128 @@ def describe(inputs, settings, training, test_count):
         log("No checkpoint to start from: the network learns from random weights")
 
 
+def find_pairs(inputs, settings, training, machine):
+    """The `Splits` of a run, without the validation pairs that cannot be read.
+
+    Validation pairs are split off the others where only training data are there.
+    """
+    photographs = list_images(settings.backgrounds) if settings.backgrounds else ()
+    splits = Splits(*(csv and read_pairs(csv, settings.limit, photographs)
+                      for csv in (inputs.train_csv if training else None, inputs.val_csv)))
+    if training and splits.val is None:
+        splits = split_off(splits.train)
+        log(f"No validation CSV: {len(splits.val)} of the training rows validate")
+    if training and (shared := shared_images(*splits)):
+        log(f"WARNING: {shared} validation images are training images too; the validation MSE "
+            "promises too much")
+    if splits.val is None:
+        return splits
+    splits = splits._replace(val=without_unreadable(splits.val, machine))
+    if not training and rank() == 0:
+        write_skipped(inputs.out, splits.val.skipped)
+    return splits
+
+
+# ---------------------------------------------------------------- choose
+
+
+def seconds_after_training(val_count, test_count, val_seconds):
+    """What must be left of the time when training ends: two validations, the choice of a recipe (at
+    two sizes, with and without mirroring), a calibration, the final score and the prediction (by
+    the slowest recipe, with decoding and encoding), half as much again for safety, and half a
+    minute.
+
+    val_seconds: what a validation image takes, all processes together.
+    """
+    overhead = 0.2 / world_size()
+    recipes = min(val_count, 64) * (6 * val_seconds + 4 * overhead)
+    calibration = 2 * val_count * (4 * val_seconds + overhead)
+    prediction = test_count * (4 * val_seconds + overhead)
+    return 1.5 * (2 * val_count * val_seconds + recipes + calibration + prediction) + 30
+
+
+def with_open_choices(predictor, settings, val_pairs, stop):
+    """The predictor with what its recipe leaves open chosen on validation data, where there are
+    any; --predict-size and --calibration go before."""
+    recipe = predictor.recipe
+    if recipe.calibration is None and val_pairs:
+        sizes = [settings.predict_size] if settings.predict_size else (
+            candidate_sizes(recipe.predict_size))
+        predictor = choose_recipe(predictor, val_pairs, sizes)
+    if settings.predict_size:
+        predictor = predictor.with_recipe(predict_size=settings.predict_size)
+    if settings.calibration != "auto":
+        return predictor.with_recipe(calibration=settings.calibration, curve=None)
+    if recipe.calibration is not None:
+        return predictor
+    if val_pairs is None:
+        log("No validation data and no recipe: predictions are taken as they are")
+        return predictor.with_recipe(calibration="none")
+    chosen, errors = choose_calibration(
+        (prediction, truth)
+        for _, prediction, truth, _ in stop.guarded(predictor.validation(val_pairs)))
+    log("Validation MSE at the images' own size, by calibration: "
+        + ", ".join(f"{name} {mse:.6f}" for name, mse in errors.items()))
+    return predictor.with_recipe(**chosen)
+
+
+def score(predictor, val_pairs, stop):
+    """The MSE of each of the first validation images at its own size, by the final recipe."""
+    if val_pairs is None:
+        return []
+    rows = stop.guarded(predictor.validation(val_pairs.first(SCORED)))
+    return merged([float(np.square(predictor.calibrated(prediction) - truth).mean())
+                   for _, prediction, truth, _ in rows])
+
+
+# ---------------------------------------------------------------- predict, write, show
+
+
+def predict_tests(predictor, tests, csv, stop):
+    """Write the submission, going on where an interrupted run of the same weights and recipe
+    stopped; returns [(name, why its mask is blank)]."""
+    state = [tensor.cpu() for tensor in predictor.network.state_dict().values()]
+    key = digest([*state, np.array([repr(predictor.recipe), *map(str, tests)])])
+    share = shard(tests)
+    write_shard(csv, key, [test.name for test in share], lambda done: stop.guarded(
+        predictor.masks(share, done)))
+    wait_for_all()
+    return merge_submission(csv, tests) if rank() == 0 else []
+
+
+def shown_pairs(predictor, val_pairs, errors, count, stop):
+    """What save_validation_preview shows: `count` validation images from the worst to the best."""
+    if not errors or not count:
+        return []
+    titles = dict(sorted(spread(errors, count)))
+    mask = np.isin(np.arange(len(val_pairs)), list(titles))
+    rows = stop.guarded(predictor.validation(val_pairs.where(mask)))
+    rows = merged([(image, predictor.calibrated(prediction), truth, os.path.basename(path))
+                   for image, prediction, truth, path in rows])
+    rows = [(*row[:3], f"{title}: {row[3]}") for row, title in zip(rows, titles.values())]
+    return sorted(rows, key=lambda row: -np.square(row[1] - row[2]).mean())
+
+
+def draw_previews(count, shown, metrics, out):
+    """Write preview/*.png; a picture that cannot be drawn costs a log line, not the run."""
+    pictures = [("validation.png", save_validation_preview, shown),
+                ("training.png", save_training_preview, metrics),
+                ("submission.png", partial(save_submission_preview, count=count),
+                 out / "submission.csv")]
+    for name, draw, content in pictures if count else ():
+        if not content:
+            continue
+        try:
+            draw(content, path=out / "preview" / name)
+        except Exception as error:  # whatever a picture fails with, the results are there
+            log(f"preview/{name} was not drawn: {error}")
+
+
 def summarise(recipe, errors, images_per_second, problems, out, status):
-    """The end of the log: how good, how fast, what was written, what could not be read; this also
-    in problems.csv."""
-    if rank() > 0:  # the others' files may be gone while one looks at them
-        return
-    write_problems(out / PROBLEMS, problems)
-    shown = ", ".join(f"{k} {v}" for k, v in recipe.items() if k not in ("curve", "trials"))
+    """The end of the log: how good, how fast, what was written, what could not be read; the last
+    also in problems.csv."""
+    write_table(out / PROBLEMS, problems, ["filename", "reason"])
+    shown = ", ".join(f"{k} {v}" for k, v in vars(recipe).items() if k != "curve")
     log(f"Done in {time.time() - STARTED:.0f} s. Recipe: {shown}")
     if errors:
         mse = np.mean(errors)
@@ -268,12 +285,7 @@ def summarise(recipe, errors, images_per_second, problems, out, status):
             f"in {out / PROBLEMS}, and the exit status is {status}")
 
 
-def write_problems(path, problems):
-    """problems.csv: the test images whose masks are blank, and why; no file when there are none."""
-    path.unlink(missing_ok=True)
-    if problems:
-        with replacing(path) as part:
-            pd.DataFrame(problems, columns=["filename", "reason"]).to_csv(part, index=False)
+# ---------------------------------------------------------------- the command line
 
 
 def main(argv=None):

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import build
-from src.hardware import keep_freed_memory
+from src.runtime.hardware import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 REAL = ROOT / "tests" / "data" / "ai_cutouts"

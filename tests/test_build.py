@@ -1,6 +1,7 @@
 """build.py: order, refusals, baked defaults, determinism."""
 
 import ast
+import re
 import subprocess
 import sys
 
@@ -13,9 +14,13 @@ CONFIG = (ROOT / "src" / "config.py").read_text()
 
 
 def tree(tmp_path, **files):
-    (tmp_path / "src").mkdir(exist_ok=True)
+    """A checkout with these modules, by their paths in src/; folders are introduced."""
     for name, text in files.items():
-        (tmp_path / "src" / f"{name}.py").write_text(text)
+        path = tmp_path / "src" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        if path.parent.name != "src" and not (path.parent / "__init__.py").exists():
+            (path.parent / "__init__.py").write_text(f'"""What {path.parent.name} is for."""\n')
     return tmp_path
 
 
@@ -71,7 +76,41 @@ def test_imports_are_hoisted_once_and_the_rest_is_kept(tmp_path):
     assert run(text)["separator"]()[0]
 
 
+def test_each_folder_is_a_chapter_with_its_introduction(tmp_path):
+    """b/second needs a/late, which nothing else does: it still stands in the chapter of a."""
+    text = bundled(tmp_path, **{
+        "main": '"""Story."""\nfrom src.config import x\nfrom src.a.early import f\n'
+                "from src.b.first import g\nfrom src.b.second import h\nresult = (x, f, g, h)\n",
+        "config": '"""Knobs."""\nx = 1\n',
+        "a/early": '"""Early."""\nf = 2\n',
+        "a/late": '"""Late."""\nfrom .early import f\nk = f\n',
+        "b/first": '"""First."""\nfrom ..a.early import f\ng = f + 1\n',
+        "b/second": '"""Second."""\nfrom src.a.late import k\nh = k + 2\n'})
+    assert run(text)["result"] == (1, 2, 3, 4)
+    assert re.findall(r"^# (\d.*)", text, re.M) == [
+        "1. src/config.py", "2. src/a/", "2.1 src/a/early.py", "2.2 src/a/late.py", "3. src/b/",
+        "3.1 src/b/first.py", "3.2 src/b/second.py", "4. src/main.py"]
+    contents = [line.strip() for line in ast.get_docstring(ast.parse(text)).splitlines()]
+    for line in ("1. config  Knobs.", "2. a/  What a is for.", "2.1 early   Early.",
+                 "3.2 second  Second.", "4. main  Story."):
+        assert line in contents
+    assert "# What b is for." in text
+
+
 @pytest.mark.parametrize("files, where, reason", [
+    ({"main": "from src.a.x import f\n", "a/x": "from src.b.y import g\nf = g\n",
+      "b/y": "from src.a.z import h\ng = h\n", "a/z": "h = 1\n"}, "src/b/y.py, line 1",
+     "folders import in a circle: a -> b -> a"),
+    ({"main": "from src.a import x\n", "a/x": "f = 1\n"}, "src/main.py, line 1",
+     "write `from src.a.x import ...`"),
+    ({"main": "from src.a.x import f\n", "a/x": "from ...b import f\n"}, "src/a/x.py, line 1",
+     "a relative import leaves src/"),
+    ({"main": "from src.a.x import f\n", "a/x": "f = 1\n", "a/__init__": "f = 1\n"},
+     "src/a/__init__.py, line 1", "must hold a docstring"),
+    ({"main": "from src.a.x import f\n", "a/x": "f = 1\n", "a/__init__": '"""A."""\nf = 1\n'},
+     "src/a/__init__.py, line 1", "and nothing else"),
+    ({"main": "from src.a.x import f\nfrom src.b import g\n", "a/x": "f = 1\ng = 1\n",
+      "b": "g = 1\n"}, "src/b.py, line 1", "`g` is already defined in src/a/x.py, line 2"),
     ({"main": "from src.a import f\n", "a": "from src.b import g\nf = 1\n",
       "b": "\nfrom src.a import f\ng = 1\n"}, "src/b.py, line 2", "circle: a -> b -> a"),
     ({"main": "from src.a import f\n\ndef g(): pass\n", "a": "f = 1\n\ng = 2\n"},
@@ -162,5 +201,5 @@ def test_every_name_of_the_modules_is_in_the_bundle():
 
 
 def test_the_syntax_is_that_of_the_oldest_python_we_name():
-    for path in [ROOT / "build.py", ROOT / "kernel" / "main.py", *(ROOT / "src").glob("*.py")]:
+    for path in [ROOT / "build.py", ROOT / "kernel" / "main.py", *(ROOT / "src").rglob("*.py")]:
         ast.parse(path.read_text(encoding="utf-8"), path.name, feature_version=(3, 10))

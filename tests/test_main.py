@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, run_script
-from src.u2netp import U2NETP
+from src.network.u2net import U2NETP
 
 QUICK = ("--train-size", 64, "--train-batch", 2, "--epochs", 1, "--workers", 0)
 

@@ -6,7 +6,7 @@ import pytest
 
 import build
 from conftest import ROOT, load_modules
-from src import import_onnx, make_dataset, ship
+from src.tools import import_onnx, make_dataset, ship
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 

@@ -155,7 +155,7 @@ def test_the_time_limit_leaves_a_complete_submission(data, tmp_path):
 
 
 def test_the_reserve_grows_with_what_is_left_to_do(kernel):
-    base = kernel.seconds_to_finish(0.5, 100, 100)
+    base = kernel.seconds_after_training(100, 100, 0.5)
     assert base > 1.5 * 100 * (3 * 0.5 + 2 * 0.5)
-    assert kernel.seconds_to_finish(0.5, 100, 200) > base
-    assert kernel.seconds_to_finish(1.0, 100, 100) > base
+    assert kernel.seconds_after_training(100, 200, 0.5) > base
+    assert kernel.seconds_after_training(100, 100, 1.0) > base

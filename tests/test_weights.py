@@ -4,17 +4,18 @@ import numpy as np
 import torch
 
 from conftest import REAL, ROOT, load_bundle
-from src.checkpoint import read_checkpoint
-from src.hardware import Machine
-from src.pairs import read_pairs
-from src.prediction import predictor, validation_pairs
-from src.u2netp import U2NETP
+from src.runtime.hardware import Machine
+from src.data.pairs import read_pairs
+from src.network.checkpoint import read_checkpoint
+from src.network.u2net import U2NETP
+from src.prediction.predictor import make_predictor
+from src.prediction.recipe import read_recipe
 
 WEIGHTS = ROOT / "kernel" / "weights" / "u2netp_alpha.pth"
 
 
 def test_it_is_small_and_brings_its_recipe():
-    assert WEIGHTS.stat().st_size < 2.4e6
+    assert WEIGHTS.stat().st_size < 2.6e6
     recipe = read_checkpoint(WEIGHTS).recipe
     assert {"predict_size", "flip", "refine", "calibration"} <= set(recipe)
     halves = torch.load(WEIGHTS, weights_only=True)["model_state"]
@@ -34,7 +35,6 @@ def test_it_is_as_good_as_its_card_says():
     model = U2NETP()
     model.load_state_dict(checkpoint.model_state)
     pairs = read_pairs(REAL / "val.csv")
-    recipe = checkpoint.recipe
-    errors = [np.square(alpha - truth).mean() for _, alpha, truth, _ in
-              validation_pairs(predictor(model, Machine()), pairs, recipe, Machine())]
+    predictor = make_predictor(model, read_recipe(checkpoint, 0), Machine())
+    errors = [np.square(alpha - truth).mean() for _, alpha, truth, _ in predictor.validation(pairs)]
     assert np.mean(errors) < 0.005

@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from src.discovery import discover  # noqa: E402
+from src.inputs.discovery import discover  # noqa: E402
 
 
 def build_tree(root, count):

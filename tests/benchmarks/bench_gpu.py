@@ -24,19 +24,19 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from notebook import predicted, training_steps  # noqa: E402
-from src.augment import JointAugment  # noqa: E402
 from src.config import Settings  # noqa: E402
-from src.data import ShuffledEpochs, TrainingSet, make_loader  # noqa: E402
-from src.demo import demo_places, make_demo  # noqa: E402
-from src.hardware import choose_device, machine_for, prepare_machine  # noqa: E402
-from src.images import open_image  # noqa: E402
-from src.inputs import TestImage, list_images  # noqa: E402
-from src.pairs import read_pairs  # noqa: E402
-from src.prediction import predict_masks, predictor  # noqa: E402
-from src.recipe import UNTRIED  # noqa: E402
-from src.submission import decode_mask, read_rows  # noqa: E402
-from src.training import STEPS_PER_CHECK, Run, train_epoch  # noqa: E402
-from src.u2netp import U2NETP  # noqa: E402
+from src.runtime.hardware import choose_device, machine_for, prepare_machine  # noqa: E402
+from src.inputs.places import TestImage, list_images  # noqa: E402
+from src.data.augment import JointAugment  # noqa: E402
+from src.data.datasets import ShuffledEpochs, TrainingSet, make_loader  # noqa: E402
+from src.data.demo import demo_places, make_demo  # noqa: E402
+from src.data.images import open_image  # noqa: E402
+from src.data.pairs import read_pairs  # noqa: E402
+from src.network.u2net import U2NETP  # noqa: E402
+from src.training.loop import STEPS_PER_CHECK, Run, train_epoch  # noqa: E402
+from src.prediction.predictor import make_predictor  # noqa: E402
+from src.prediction.recipe import Recipe  # noqa: E402
+from src.results.submission import decode_mask, read_rows  # noqa: E402
 
 SCRIPT = ROOT / "kernel" / "main.py"
 SIZE, CHECKS = 320, 4  # pixels; measured stretches of STEPS_PER_CHECK steps, the first a warm-up
@@ -93,7 +93,8 @@ class Timed:
     """A loader that notes how long it was waited for."""
 
     def __init__(self, loader):
-        self.loader, self.dataset, self.waited = loader, loader.dataset, 0.0
+        self.loader, self.waited = loader, 0.0
+        self.dataset, self.sampler = loader.dataset, loader.sampler
 
     def __len__(self):
         return len(self.loader)
@@ -145,11 +146,10 @@ def our_prediction(folder, device):
     machine = machine_for(device, "auto", None)
     paths = list_images(folder)
     tests = [TestImage(str(i), paths[i % len(paths)]) for i in range(PREDICTIONS)]
-    fast = predictor(U2NETP(), machine)
-    recipe = {**UNTRIED, "predict_size": SIZE, "calibration": "none"}
-    list(predict_masks(fast, tests[:4], recipe, machine))
+    predictor = make_predictor(U2NETP(), Recipe(SIZE), machine)
+    list(predictor.masks(tests[:4]))
     began = time.perf_counter()
-    list(predict_masks(fast, tests, recipe, machine))
+    list(predictor.masks(tests))
     return PREDICTIONS / (time.perf_counter() - began)
 
 

@@ -30,16 +30,16 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from notebook import predicted  # noqa: E402
-from src.checkpoint import read_checkpoint  # noqa: E402
-from src.hardware import machine_for, prepare_machine  # noqa: E402
-from src.inputs import list_tests  # noqa: E402
-from src.prediction import predict_masks, predictor  # noqa: E402
-from src.recipe import UNTRIED  # noqa: E402
-from src.submission import decode_mask, merge_submission, write_shard  # noqa: E402
-from src.u2netp import U2NETP  # noqa: E402
+from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
+from src.inputs.places import list_tests  # noqa: E402
+from src.network.checkpoint import read_checkpoint  # noqa: E402
+from src.network.u2net import U2NETP  # noqa: E402
+from src.prediction.predictor import make_predictor  # noqa: E402
+from src.prediction.recipe import Recipe, read_recipe  # noqa: E402
+from src.results.submission import decode_mask, merge_submission, write_shard  # noqa: E402
 
 TURNS = 3
-AS_NOTEBOOK = {"predict_size": 1024, "flip": False, "refine": False, "calibration": "notebook"}
+AS_NOTEBOOK = Recipe(1024, refine=False, calibration="notebook")
 
 
 def notebook(model, tests, csv):
@@ -59,9 +59,9 @@ def ours(model, tests, csv, recipe):
     """What main.py does between the checkpoint and the finished submission.csv."""
     machine = machine_for(torch.device("cpu"), "off", None)
     prepare_machine(0)
-    fast = predictor(model, machine)
-    write_shard(csv, "benchmark", [test.name for test in tests], lambda done: predict_masks(
-        fast, tests, recipe, machine, done))
+    predictor = make_predictor(model, recipe, machine)
+    write_shard(csv, "benchmark", [test.name for test in tests],
+                lambda done: predictor.masks(tests, done))
     merge_submission(csv, tests)
 
 
@@ -79,8 +79,7 @@ def measure(system, checkpoint, tests, csv):
     elif system == "ours at 1024":
         ours(model, tests, csv, AS_NOTEBOOK)
     else:
-        recipe = {**UNTRIED, "predict_size": 320, "calibration": "none", **(content.recipe or {})}
-        ours(model, tests, csv, recipe)
+        ours(model, tests, csv, read_recipe(content, 320))
     peak = sum(resource.getrusage(who).ru_maxrss for who in
                (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {"seconds": (time.perf_counter() - began) / len(tests), "peak": peak / 1024}

@@ -28,16 +28,16 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from notebook import BATCH, predicted, training_steps  # noqa: E402
-from src.checkpoint import read_checkpoint  # noqa: E402
 from src.config import parse_settings  # noqa: E402
-from src.data import open_layers  # noqa: E402
-from src.hardware import machine_for, prepare_machine  # noqa: E402
-from src.pairs import read_pairs  # noqa: E402
-from src.prediction import predictor, validation_pairs  # noqa: E402
-from src.recipe import UNTRIED  # noqa: E402
-from src.stopping import StopWatch  # noqa: E402
-from src.training import train  # noqa: E402
-from src.u2netp import U2NETP  # noqa: E402
+from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
+from src.runtime.stopping import StopWatch  # noqa: E402
+from src.data.datasets import open_layers  # noqa: E402
+from src.data.pairs import Splits, read_pairs  # noqa: E402
+from src.network.checkpoint import read_checkpoint  # noqa: E402
+from src.network.u2net import U2NETP  # noqa: E402
+from src.training.loop import train  # noqa: E402
+from src.prediction.predictor import make_predictor  # noqa: E402
+from src.prediction.recipe import Recipe  # noqa: E402
 
 NOTEBOOK_SIZE = 512
 
@@ -76,10 +76,11 @@ def our_errors(weights, settings, pairs, steps):
         settings = dataclasses.replace(settings, epochs=1)
         with tempfile.TemporaryDirectory() as folder:
             inputs = SimpleNamespace(out=Path(folder), checkpoint=weights, unfinished=None)
-            train(model, rows, pairs, settings, machine, inputs, StopWatch())
-    recipe = {**UNTRIED, "predict_size": settings.predict_size or settings.train_size}
-    return [np.square(prediction - truth).mean() for _, prediction, truth, _ in
-            validation_pairs(predictor(model, machine), pairs, recipe, machine)]
+            train(model, Splits(rows, pairs), settings, machine, inputs, StopWatch(), lambda _: 0)
+    predictor = make_predictor(
+        model, Recipe(settings.predict_size or settings.train_size), machine)
+    return [np.square(prediction - truth).mean()
+            for _, prediction, truth, _ in predictor.validation(pairs)]
 
 
 def by_kind(errors, csv):

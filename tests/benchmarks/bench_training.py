@@ -21,14 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from notebook import BATCH, training_steps  # noqa: E402
-from src.augment import JointAugment  # noqa: E402
-from src.checkpoint import read_checkpoint  # noqa: E402
 from src.config import Settings  # noqa: E402
-from src.data import ShuffledEpochs, TrainingSet, make_loader  # noqa: E402
-from src.pairs import read_pairs  # noqa: E402
-from src.hardware import machine_for, prepare_machine  # noqa: E402
-from src.training import Run, train_epoch  # noqa: E402
-from src.u2netp import U2NETP  # noqa: E402
+from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
+from src.data.augment import JointAugment  # noqa: E402
+from src.data.datasets import ShuffledEpochs, TrainingSet, make_loader  # noqa: E402
+from src.data.pairs import read_pairs  # noqa: E402
+from src.network.checkpoint import read_checkpoint  # noqa: E402
+from src.network.u2net import U2NETP  # noqa: E402
+from src.training.loop import Run, train_epoch  # noqa: E402
 
 SIZE, WARM_UP, STEPS, TURNS = 320, 3, 8, 3
 

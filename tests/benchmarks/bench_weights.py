@@ -18,14 +18,13 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from src.calibration import calibration_of  # noqa: E402
-from src.checkpoint import read_checkpoint  # noqa: E402
-from src.hardware import machine_for, prepare_machine  # noqa: E402
-from src.pairs import read_pairs  # noqa: E402
-from src.prediction import predictor, validation_pairs  # noqa: E402
-from src.preview import save_validation_preview  # noqa: E402
-from src.recipe import UNTRIED  # noqa: E402
-from src.u2netp import U2NETP  # noqa: E402
+from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
+from src.data.pairs import read_pairs  # noqa: E402
+from src.network.checkpoint import read_checkpoint  # noqa: E402
+from src.network.u2net import U2NETP  # noqa: E402
+from src.prediction.predictor import make_predictor  # noqa: E402
+from src.prediction.recipe import read_recipe  # noqa: E402
+from src.results.preview import save_validation_preview  # noqa: E402
 
 MACHINE = machine_for(torch.device("cpu"), "off", None)
 
@@ -44,21 +43,20 @@ def main():
         checkpoint = read_checkpoint(path)
         model = U2NETP()
         model.load_state_dict(checkpoint.model_state)
-        recipe = {**UNTRIED, "predict_size": 320, "calibration": "none",
-                  **(checkpoint.recipe or {})}
+        predictor = make_predictor(model, read_recipe(checkpoint, 320), MACHINE)
         if arguments.size:
-            recipe["predict_size"] = arguments.size
-        calibrate = calibration_of(recipe)
-        rows = [(image, calibrate(alpha), truth, Path(file).name) for image, alpha, truth, file in
-                validation_pairs(predictor(model, MACHINE), pairs, recipe, MACHINE)]
+            predictor = predictor.with_recipe(predict_size=arguments.size)
+        recipe = predictor.recipe
+        rows = [(image, predictor.calibrated(alpha), truth, Path(file).name)
+                for image, alpha, truth, file in predictor.validation(pairs)]
         table = pd.DataFrame({
             "backdrop": kinds,
             "MSE": [np.square(alpha - truth).mean() for _, alpha, truth, _ in rows],
             "SAD": [np.abs(alpha - truth).sum() / 1000 for _, alpha, truth, _ in rows]})
         means = table.groupby("backdrop")[["MSE", "SAD"]].mean()
         means.loc["all"] = table[["MSE", "SAD"]].mean()
-        print(f"{path} at {recipe['predict_size']}"
-              f"{', mirrored' * recipe['flip']}{', refined' * recipe['refine']}")
+        print(f"{path} at {recipe.predict_size}"
+              f"{', mirrored' * recipe.flip}{', refined' * recipe.refine}")
         print(means.to_string(float_format=lambda value: f"{value:.4f}"), flush=True)
         if arguments.worst:
             worst = table.sort_values("MSE", ascending=False).index[:10]

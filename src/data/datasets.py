@@ -1,0 +1,301 @@
+"""Datasets and loaders: pairs to learn from, pairs to score, images to predict."""
+
+import hashlib
+import os
+import signal
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+from src.runtime.console import UserError, progress
+from src.runtime.distributed import merged, shard
+from src.runtime.hardware import fitting_loader
+from src.runtime.processes import world_size
+from src.data.backdrops import choose_backdrop, recomposed
+from src.data.images import declared_size, open_alpha, open_image
+
+READ_TRIES = 20  # pairs in a row that may be unreadable before a run gives up at once
+MOST_UNREADABLE = 0.05  # share of all pairs that may be
+DEFAULT_SIZE = (1024, 1024)  # pixels, MAGICK's, of a mask whose image says nothing of its own
+GRACE_SECONDS = 60  # that a loader worker outlives the signal which asks the run to end
+
+
+def open_layers(image_path, alpha_path):
+    """[RGB image, L alpha] of one size, or [RGBA image] when there is no alpha path.
+
+    An alpha of another size but the same shape is resized; another shape is refused.
+    """
+    if not alpha_path:
+        cutout = open_image(image_path, "RGBA")
+        if cutout.getchannel("A").getextrema()[0] == 255:
+            raise UserError(f"{image_path}: is opaque, and its row names no alpha")
+        return [cutout]
+    image, alpha = open_image(image_path, "RGB"), open_alpha(alpha_path)
+    if image.size != alpha.size:
+        ratio = (image.width * alpha.height) / (image.height * alpha.width)
+        if abs(ratio - 1) > 0.02:
+            raise UserError(
+                f"{alpha_path}: is {alpha.width}x{alpha.height}, its image {image_path} is "
+                f"{image.width}x{image.height}; they must have the same shape"
+            )
+        alpha = alpha.resize(image.size, Image.Resampling.BILINEAR)
+    return [image, alpha]
+
+
+def image_tensor(image):
+    """RGB image -> float32 [3,H,W] in [-1,1]"""
+    return TF.to_tensor(image).sub_(0.5).div_(0.5)
+
+
+def alpha_tensor(alpha):
+    """L image -> float32 [1,H,W] in [0,1]"""
+    return TF.to_tensor(alpha)
+
+
+def resized(image, size):
+    """The image stretched to size x size, as the network sees it."""
+    return TF.resize(image, [size, size], InterpolationMode.BILINEAR)
+
+
+class TrainingSet(Dataset):
+    """Augmented pairs. An item's key is (epoch, index), and all its chance is drawn from (seed,
+    epoch, index): which worker makes it, and what it made before, does not matter.
+
+    The next pair stands in for one that cannot be read, so that batches keep their size; the item
+    then tells of it under "skipped", and of backdrops that cannot be read under "backdrops".
+    """
+
+    def __init__(self, pairs, augment, seed):
+        self.pairs, self.augment, self.seed = pairs, augment, seed
+        self.item_bytes = tensor_bytes(augment.size)
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        skipped = []
+        for index in (np.arange(index, index + READ_TRIES) % len(self.pairs)).tolist():
+            try:
+                item = self.augmented(epoch, index)
+                return {**item, "skipped": skipped}
+            except UserError as error:
+                skipped.append((self.pairs[index][0], str(error)))
+        raise UserError(f"{len(set(skipped))} training pairs in a row cannot be read, the last "
+                        f"because of {skipped[-1][1]}")
+
+    def augmented(self, epoch, index):
+        rng = np.random.default_rng([self.seed, epoch, index])
+        layers = self.augment.geometry(open_layers(*self.pairs[index]), rng)
+        image, alpha, unreadable = on_a_backdrop(layers, self.pairs.photographs, rng)
+        image = self.augment.photometry(image, rng)
+        return {**sample(image, alpha, self.pairs[index][0]), "backdrops": unreadable}
+
+
+class ValidationSet(Dataset):
+    """Whole pairs, resized to size x size; an RGBA cut-out always stands on the same backdrop."""
+
+    def __init__(self, pairs, size):
+        self.pairs, self.size = pairs, size
+        self.item_bytes = tensor_bytes(size)
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        image, alpha, _ = whole_pair(self.pairs, index)
+        return sample(
+            resized(image, self.size), resized(alpha, self.size), self.pairs[index][0])
+
+
+class ScoredSet(ValidationSet):
+    """The same rows, with image and alpha in their own size beside the network's input."""
+
+    def __init__(self, pairs, size):
+        super().__init__(pairs, size)
+        self.item_bytes = tensor_bytes(size) + 4 * pixels_of(pairs[0][0])
+
+    def __getitem__(self, index):
+        image, alpha, _ = whole_pair(self.pairs, index)
+        return {"img": image_tensor(resized(image, self.size)), "path": self.pairs[index][0],
+                "full": np.array(image), "truth": np.array(alpha)}
+
+
+def whole_pair(pairs, index):
+    """(RGB image, L alpha, unreadable backdrops) of a row in full; the file name of an RGBA cut-out
+    decides its backdrop."""
+    path = pairs[index][0]
+    name = hashlib.sha256(os.fsencode(os.path.basename(path))).digest()
+    rng = np.random.default_rng(list(name))
+    return on_a_backdrop(open_layers(*pairs[index]), pairs.photographs, rng)
+
+
+def on_a_backdrop(layers, photographs, rng):
+    """(RGB image, L alpha, [(path, reason)] of unreadable photographs) of what open_layers gives;
+    an RGBA cut-out is put on a backdrop."""
+    if len(layers) == 2:
+        return *layers, []
+    backdrop, unreadable = choose_backdrop(photographs, layers[0].size, rng)
+    return *recomposed(*layers, backdrop, rng), unreadable
+
+
+def sample(image, alpha, path):
+    """What a batch is made of: img [3,H,W] in [-1,1], mask [1,H,W] in [0,1], the image's path."""
+    return {"img": image_tensor(image), "mask": alpha_tensor(alpha), "path": path}
+
+
+def tensor_bytes(size):
+    """Of an image and an alpha, float32, size x size"""
+    return 4 * 4 * size**2
+
+
+def pixels_of(path):
+    """How many pixels an image file declares"""
+    width, height = declared_size(path) or DEFAULT_SIZE
+    return width * height
+
+
+class TestSet(Dataset):
+    """Test images as the network sees them, with their pixels, uint8 [H,W,3] of any size.
+
+    tests: list of TestImage. Where an image cannot be read, "problem" says why, and black pixels of
+    its declared size, or else of the commonest, stand in.
+    """
+
+    __test__ = False  # a data set, not a test for pytest to collect
+
+    def __init__(self, tests, size):
+        self.tests, self.size = tests, size
+        width, height = self.commonest_size()
+        self.item_bytes = tensor_bytes(size) + 3 * width * height
+
+    def __len__(self):
+        return len(self.tests)
+
+    def __getitem__(self, index):
+        name, path = self.tests[index]
+        image, problem = self.opened(path)
+        return {"img": image_tensor(resized(image, self.size)), "name": name,
+                "full": np.array(image), "problem": problem}
+
+    def opened(self, path):
+        """(RGB image, "" or why it is only a black one)"""
+        if path is None:
+            return Image.new("RGB", self.commonest_size()), "there is no such image"
+        try:
+            return open_image(path, "RGB"), ""
+        except UserError as error:
+            return Image.new("RGB", declared_size(path) or self.commonest_size()), str(error)
+
+    def commonest_size(self):
+        """(width, height) that most of the first hundred test images declare"""
+        sizes = Counter(declared_size(path) for _, path in self.tests[:100] if path)
+        del sizes[None]
+        return sizes.most_common(1)[0][0] if sizes else DEFAULT_SIZE
+
+
+class ReadCheck(Dataset):
+    """For each pair why it cannot be read, "" where it can, and its unreadable backdrops."""
+
+    item_bytes = 1
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        try:
+            return "", whole_pair(self.pairs, index)[2]
+        except UserError as error:
+            return str(error), []
+
+
+def without_unreadable(pairs, machine):
+    """The pairs that can be read; `skipped` tells of the others. Every file is opened once.
+
+    For validation data, of which all is looked at in every epoch anyway. Raises UserError when more
+    than a twentieth cannot be read.
+    """
+    loader = share_loader(ReadCheck(pairs), None, machine)
+    checked_rows = merged(list(progress(loader, "read val", unit="pair")))
+    unreadable = {pairs[i][0]: reason for i, (reason, _) in enumerate(checked_rows) if reason}
+    check_share(unreadable, len(pairs), "validation")
+    backdrops = dict(each for _, backdrops in checked_rows for each in backdrops)
+    readable = np.array([not reason for reason, _ in checked_rows])
+    return replace(pairs.where(readable), skipped={**unreadable, **backdrops})
+
+
+def check_share(unreadable, count, title):
+    """Raise UserError when more than a twentieth of `count` pairs cannot be read."""
+    if len(unreadable) > MOST_UNREADABLE * count:
+        first = next(iter(unreadable.values()))
+        raise UserError(
+            f"{len(unreadable)} of {count} {title} pairs cannot be read, more than "
+            f"{MOST_UNREADABLE:.0%}; the first: {first}")
+
+
+def collated(items):
+    """A batch; what its items have skipped is one list."""
+    lists = {name: [each for item in items for each in item.pop(name, ())]
+             for name in ("skipped", "backdrops")}
+    return {**default_collate(items), **lists}
+
+
+class ShuffledEpochs(Sampler):
+    """The keys (epoch, index) of one epoch in an order that only seed and epoch decide.
+
+    Several processes each take every world_size-th key, so that their batches together are the
+    batch of one process; a few keys come twice where the length does not divide. `done` keys of
+    this process are skipped: an earlier run has seen them.
+    """
+
+    def __init__(self, length, seed):
+        self.length, self.seed, self.epoch, self.done = length, seed, 1, 0
+
+    def __len__(self):
+        return len(self.indices()) - self.done
+
+    def __iter__(self):
+        return ((self.epoch, int(index)) for index in self.indices()[self.done:])
+
+    def indices(self):
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
+        return shard(np.resize(order, -(-self.length // world_size()) * world_size()))
+
+
+def share_loader(dataset, batch_size, machine):
+    """Batches of this process's share of a dataset, in order; single items for batch_size None."""
+    return make_loader(dataset, batch_size, machine, shard(range(len(dataset))))
+
+
+def make_loader(dataset, batch_size, machine, sampler=None):
+    """A DataLoader in the dataset's order, or the sampler's; pinned where there is a GPU.
+
+    Its workers end with each pass over it, so that no second set waits while the first works.
+    """
+    workers, ahead = fitting_loader(machine.workers, (batch_size or 1) * dataset.item_bytes)
+    return DataLoader(
+        dataset, batch_size=batch_size, sampler=sampler, num_workers=workers,
+        prefetch_factor=ahead if workers else None,
+        collate_fn=collated if batch_size else unchanged_item,
+        pin_memory=machine.device.type == "cuda" and batch_size is not None,
+        worker_init_fn=outlive_signals,
+    )
+
+
+def unchanged_item(item):
+    return item
+
+
+def outlive_signals(worker):
+    """Ctrl-C in a terminal and torchrun's SIGTERM reach loader workers too, which the main process
+    needs to finish its step and save; a worker then ends with its loader, or after a minute."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE_SECONDS))

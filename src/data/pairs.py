@@ -1,0 +1,155 @@
+"""The CSV contract: which images, and which alphas, to learn from."""
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from src.runtime.console import UserError, log
+from src.runtime.tables import near_name, no_column, read_table
+from src.inputs.discovery import COLUMNS, INDEX_COLUMN
+
+ROWS_TO_PLACE = 20  # rows that are tried to learn which folder a CSV's paths are relative to
+HELD_OUT = 0.05  # share of the images that validate when there is no validation CSV,
+MOST_HELD_OUT = 500  # and their number at most
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Images and their alphas: two arrays of encoded paths, of one length.
+
+    An empty alpha path means the alpha channel of the image itself, an RGBA cut-out as in MAGICK.
+    photographs: paths of backdrops for such cut-outs, beside the drawn ones. skipped: {path:
+    reason} of the pairs that were left out, and of backdrops, because they cannot be read. Arrays,
+    because loader workers share them, where a list would be copied object by object.
+    """
+
+    images: np.ndarray
+    alphas: np.ndarray
+    photographs: tuple = ()
+    skipped: dict = field(default_factory=dict)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        """(image path, alpha path or '')"""
+        return os.fsdecode(self.images[index]), os.fsdecode(self.alphas[index])
+
+    def first(self, count):
+        """The first `count` pairs"""
+        return self.where(np.arange(len(self)) < count)
+
+    def where(self, mask):
+        """The pairs at which the bool array [len] is set"""
+        return replace(self, images=self.images[mask], alphas=self.alphas[mask])
+
+
+class Splits(NamedTuple):
+    """The pairs to learn from and those to validate with; None where there are none."""
+
+    train: Pairs | None
+    val: Pairs | None
+
+
+def read_pairs(csv_path, limit=None, photographs=()):
+    """`Pairs` of a CSV with the column image_path, its first `limit` rows.
+
+    The alpha is in alpha_path; where that column is missing, empty or the image itself, it is the
+    image's alpha channel. Paths may be absolute, or relative to the working folder, to the CSV's
+    folder, or to a folder above it; paths of another machine are found by their last parts. An
+    index of MAGICK, a table with page_id, names cut-outs. Raises UserError when the table or a
+    column cannot be used, or none of a column's first files is found.
+    """
+    table = read_table(csv_path, limit)
+    image_column, alpha_column = COLUMNS
+    if image_column not in table.columns and INDEX_COLUMN in table.columns:
+        pages = table[INDEX_COLUMN]
+        table = pd.DataFrame({image_column: "images/" + pages.str[:2] + "/" + pages + ".png"})
+    if image_column not in table.columns:
+        raise UserError(f"{csv_path}: {no_column(image_column, table.columns)}")
+    table = table[table[image_column] != ""]
+    if table.empty:
+        raise UserError(f"{csv_path}: has no rows with an {image_column}")
+    images = table[image_column]
+    alphas = table.get(alpha_column, pd.Series("", images.index))
+    if alpha_column not in table.columns and (near := near_name(alpha_column, table.columns)):
+        raise UserError(f"{csv_path}: {no_column(alpha_column, [near])}")
+    alphas = alphas.where(alphas != images, "")
+    repeated = int(table.duplicated().sum())
+    if repeated:
+        log(f"{csv_path}: {repeated} rows come more than once, and count as often")
+    pairs = Pairs(placed_paths(images, image_column, csv_path),
+                  placed_paths(alphas, alpha_column, csv_path), tuple(photographs))
+    if (pairs.images == pairs.alphas).any():
+        raise UserError(f"{csv_path}: {image_column} and {alpha_column} lead to the same file, "
+                        f"{pairs[int(np.argmax(pairs.images == pairs.alphas))][0]}")
+    return pairs
+
+
+def placed_paths(column, name, csv_path):
+    """A column's paths as encoded strings that can be opened from here; '' stays ''.
+
+    Which folder they are relative to, and how many leading parts belong to another machine, is
+    learnt from the first few, not by touching each file.
+    """
+    filled = column[column != ""]
+    # An absolute path would fit any folder.
+    relative = filled[[not os.path.isabs(path) for path in filled]]
+    sample = (filled if relative.empty else relative).head(ROWS_TO_PLACE)
+    if sample.empty:
+        return np.array([b""] * len(column))
+    bases = [Path.cwd(), *Path(csv_path).resolve().parents]
+    deepest = max(len(re.split(r"[\\/]", path)) for path in sample)
+    for dropped in range(deepest):
+        for base in bases:
+            if any(is_file(base / without_parts(path, dropped)) for path in sample):
+                if dropped:
+                    log(f"{csv_path}, column {name}: {sample.iloc[0]} is taken for "
+                        f"{base / without_parts(sample.iloc[0], dropped)}")
+                return np.array([
+                    os.fsencode(os.path.join(base, without_parts(path, dropped)) if path else "")
+                    for path in column])
+    raise UserError(
+        f"{csv_path}, column {name}: {sample.iloc[0]} is neither in the working folder "
+        f"({Path.cwd()}) nor in {bases[1]} or a folder above it"
+    )
+
+
+def without_parts(path, count):
+    """A path of any system without its first `count` parts; as it is when count is 0."""
+    return "/".join(re.split(r"[\\/]", path)[count:]) if count else path
+
+
+def is_file(path):
+    """Path.is_file, with False for a name that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def split_off(pairs):
+    """`Splits` of the pairs to learn from, where no others were given.
+
+    The images whose file names have the lowest hashes validate, a twentieth and at most 500: the
+    same ones whatever the order of the rows, and all rows of an image on one side.
+    """
+    names = [hashlib.sha256(os.path.basename(path)).digest() for path in pairs.images]
+    images = sorted(set(names))
+    if len(images) < 2:
+        raise UserError("a single image to learn from leaves none to validate with; name some "
+                        "with --val-csv")
+    held_out = set(images[:max(1, min(MOST_HELD_OUT, round(HELD_OUT * len(images))))])
+    mask = np.array([name in held_out for name in names])
+    return Splits(pairs.where(~mask), pairs.where(mask))
+
+
+def shared_images(pairs, others):
+    """How many different images both have"""
+    return len(np.intersect1d(pairs.images, others.images))

@@ -1,0 +1,1 @@
+"""From flags and folders to the paths of one run."""

@@ -1,0 +1,1 @@
+"""From alphas to what people get: the submission and pictures."""

@@ -1,0 +1,1 @@
+"""What any program needs: log, files, devices, processes, signals; knows nothing of mattes."""

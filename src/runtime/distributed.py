@@ -1,0 +1,226 @@
+"""Several processes, one for each graphics card. The only module that speaks to torch.distributed.
+
+One rule keeps a run from dying of a collective that its backend cannot do: NCCL carries the
+gradients of `data_parallel` and nothing else. Metrics, flags, lists and barriers go over the default
+group, which is gloo on every machine and only ever sees tensors in the host's memory.
+"""
+
+import os
+import sys
+from datetime import timedelta
+from threading import Thread
+
+import torch
+import torch.distributed as dist
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from src.runtime.console import UserError, log
+from src.runtime.processes import local_world_size, rank, world_size
+from src.runtime.stopping import STARTED, STARTED_VARIABLE
+
+TIMEOUT = timedelta(minutes=10)  # a partner that takes longer is taken for dead
+TRIAL_SECONDS = 90  # for the first all-reduce of the gradients' group
+NO_GROUP_STATUS = 75  # exit status of a process that cannot join the others
+_store = None  # what the processes know of each other's ends
+
+
+class NoGroup(Exception):
+    """The processes cannot work together; args[0] says why."""
+
+
+# ---------------------------------------------------------------- starting and ending
+
+
+def relaunch(gpus, device):
+    """Run the same command under torchrun, a process for each card, unless that has been done.
+
+    gpus: how many to use, None for all. On the CPU it counts processes, and None is one. Returns
+    the exit status, of the first process that failed; None where this process is to do the work,
+    because one is enough or because several cannot form a group. Raises UserError for more cards
+    than there are.
+    """
+    if "RANK" in os.environ:
+        return None
+    cards = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    wanted = gpus or cards
+    if cards and wanted > cards:
+        raise UserError(f"--gpus {gpus}: this machine has {cards}; leave it out to use all")
+    if wanted > 1 and device.startswith("cuda:"):
+        raise UserError(f"--gpus {gpus}: --device {device} is one card; take --device cuda")
+    if wanted < 2:
+        return None
+    os.environ.setdefault(STARTED_VARIABLE, str(STARTED))
+    # Each process its share of the cores; torchrun would give it one.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wanted)))
+    started_as = sys.modules["__main__"].__spec__
+    program = ["-m", started_as.name] if started_as else [sys.argv[0]]
+    try:
+        # Without an address torchrun asks for this machine's full name, which an offline one waits
+        # for.
+        torchrun.main(["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={wanted}",
+                       *program, *sys.argv[1:]])
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        if status != NO_GROUP_STATUS:
+            return status if status > 0 else 128 - status  # a negative one is a signal's number
+    except SignalException as error:  # which the processes have had too, and saved
+        return 128 + error.sigval
+    except (RendezvousError, RuntimeError, OSError) as error:
+        log(f"WARNING: torchrun does not work here ({first_line(error)})")
+    else:
+        return 0
+    log("WARNING: going on with one process" + (" and one card" if cards else ""))
+    return None
+
+
+def join_group():
+    """Join the other processes under torchrun, over gloo. Raises NoGroup."""
+    global _store
+    if world_size() == 1:
+        return
+    # Gloo, like torchrun, may ask for this machine's name; on one machine the loopback is enough.
+    if sys.platform == "linux" and local_world_size() == world_size():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    try:
+        _store, number, count = next(rendezvous("env://", timeout=TIMEOUT))
+        dist.init_process_group("gloo", store=dist.PrefixStore("group", _store), rank=number,
+                                world_size=count, timeout=TIMEOUT)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise NoGroup(first_line(error)) from error
+
+
+def leave_group():
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def first_to_end(status):
+    """Note that this process ends with an error; whether it is the first, which is to tell of it."""
+    if _store is None:
+        return True
+    first = _store.add("ended", 1) == 1
+    if first:
+        _store.set("status", str(status))
+    return first
+
+
+def end_of_another(error):
+    """The exit status after an error that another process's end has caused, None for any other."""
+    if world_size() == 1:
+        return None
+    try:
+        if _store is not None and _store.check(["status"]):
+            return int(_store.get("status"))
+    except RuntimeError:  # torchrun itself, which keeps the store, is gone
+        pass
+    lost = isinstance(error, RuntimeError) and any(
+        word in str(error) for word in ("gloo", "NCCL", "Connection", "Socket", "Timed out"))
+    if not lost:
+        return None
+    print(f"error: process {rank()}: another process of this run was killed or does not answer "
+          f"({first_line(error)}); the same command goes on from the last save", file=sys.stderr)
+    return 1
+
+
+def first_line(error):
+    return str(error).split("\n")[0].rstrip(".")
+
+
+# ---------------------------------------------------------------- gradients: NCCL on cards
+
+
+def data_parallel(model, device):
+    """The model such that backward averages its gradients over all processes; alone, the model.
+
+    Raises NoGroup, in all processes, when they cannot exchange gradients in any of them.
+    """
+    if world_size() == 1:
+        return model
+    group, problem = tried_group(device)
+    problems = [each for each in merged([problem]) if each]
+    if problems:
+        raise NoGroup(problems[0])
+    # Batch norms see their own card's crops only: synchronising 112 of them in every step costs
+    # more than it gives at these batch sizes. Their statistics meet where an epoch ends.
+    return DistributedDataParallel(
+        model, device_ids=[device] if device.type == "cuda" else None, process_group=group,
+        broadcast_buffers=False)
+
+
+def tried_group(device):
+    """(the gradients' group, "") after one all-reduce on it, or (None, why there is none).
+
+    In a thread, because NCCL may wait for ever where cards cannot reach each other.
+    """
+    result = []
+
+    def attempt():
+        try:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # a thread starts on card 0
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            group = dist.new_group(backend=backend, timeout=TIMEOUT)
+            one = torch.ones(1, device=device)
+            dist.all_reduce(one, group=group)
+            result.append((group, "" if one.item() == world_size() else "gradients do not add up"))
+        except (RuntimeError, ValueError) as error:
+            result.append((None, first_line(error)))
+
+    thread = Thread(target=attempt, daemon=True)
+    thread.start()
+    thread.join(TRIAL_SECONDS)
+    return result[0] if result else (None, f"no answer within {TRIAL_SECONDS} s")
+
+
+# ---------------------------------------------------------------- all else: gloo
+
+
+def shard(items):
+    """This process's share of a sequence: every world_size-th item."""
+    return items[rank()::world_size()]
+
+
+def merged(items):
+    """The shards of all processes put together again in the order of the whole sequence.
+
+    The items are Python objects, numpy arrays, or tensors in the host's memory.
+    """
+    if world_size() == 1:
+        return items
+    shards = [None] * world_size()
+    dist.all_gather_object(shards, items)
+    whole = [None] * sum(map(len, shards))
+    for number, part in enumerate(shards):
+        whole[number::world_size()] = part
+    return whole
+
+
+def agree(*flags):
+    """For each flag, whether it is set in any process."""
+    return [any(each) for each in zip(*merged([flags]))]
+
+
+def wait_for_all():
+    merged([None])
+
+
+def summed(array):
+    """A numpy array summed over all processes, in the order of their ranks."""
+    return sum(merged([array]))
+
+
+def average(tensors):
+    """Give all processes the mean of their own float32 tensors, in place, on any device; others
+    stay as they are."""
+    tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
+    if world_size() == 1 or not tensors:
+        return
+    own = torch.cat([tensor.detach().cpu().flatten() for tensor in tensors])
+    mean = torch.from_numpy(summed(own.double().numpy()) / world_size()).float()
+    for tensor, part in zip(tensors, mean.split([tensor.numel() for tensor in tensors])):
+        tensor.copy_(part.view_as(tensor))

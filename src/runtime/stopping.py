@@ -1,0 +1,47 @@
+"""When a run ends before its work does: the time limit, and signals."""
+
+import math
+import os
+import signal
+import time
+
+from src.runtime.console import log
+
+STARTED_VARIABLE = "MAGICK_ALPHA_STARTED"  # relaunched processes count from the first one's start
+STARTED = float(os.environ.get(STARTED_VARIABLE, time.time()))
+
+
+class Interrupted(Exception):
+    """The user or the system asked the run to end; args[0] is the signal's number."""
+
+
+class StopWatch:
+    """What can end a run early.
+
+    time_limit: hours from the start of the process, None for no limit.
+    """
+
+    def __init__(self, time_limit=None):
+        self.deadline = math.inf if time_limit is None else STARTED + 3600 * time_limit
+        self.signal = None
+
+    def listen(self):
+        """From now on SIGTERM and SIGINT are remembered; the second one ends the process."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self.remember)
+
+    def remember(self, number, frame):
+        self.signal = number
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_DFL)
+        log(f"{signal.Signals(number).name}: finishing the step and saving; again to end at once")
+
+    def guarded(self, items):
+        """The items, until a signal comes: then Interrupted."""
+        for item in items:
+            if self.signal is not None:
+                raise Interrupted(self.signal)
+            yield item
+
+    def seconds_left(self):
+        return self.deadline - time.time()

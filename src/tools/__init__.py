@@ -1,0 +1,1 @@
+"""What made the shipped weights; developers' tools, not part of the kernel."""

@@ -1,0 +1,329 @@
+"""Build a training set of RGBA cut-outs and backdrops from packages (a developer's tool).
+
+    apt-get download tuxpaint-stamps-default openclipart-png endless-sky-data hedgewars-data \\
+        freedroidrpg-data flare-game gnome-backgrounds mate-backgrounds ukui-wallpapers \\
+        lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 lxqt-themes
+    npm pack @lobehub/fluent-emoji-3d
+    python -m src.tools.make_dataset OUT *.deb *.tgz --leave-out held_back.txt --add splits/train.csv \\
+        --photographs FOLDER
+
+Debian packages and npm's tarballs are unpacked without being installed. OUT then holds cutouts/ and
+train.csv, for --train-csv, and backdrops/, for --backgrounds. Each cut-out stands, at its own
+resolution, on a transparent square canvas, as MAGICK's images do; the frame cuts some of them off,
+and some are there a second time with a soft part (`soft_parts`). Portraits stay in their own frame.
+
+A backdrop of photographs is written again with other, smaller, blurred cut-outs in it, so that not
+whatever stands out is the subject.
+
+Stamps were looked at by eye and are taken but for the signs. Drawings come unsorted, so they must
+pass `single_subject`; and because some show what a stamp shows, whatever looks like a stamp that is
+left out, or like an earlier drawing, is left out too.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tarfile
+import tempfile
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
+
+from src.runtime.console import UserError, log
+from src.runtime.files import replacing
+from src.inputs.discovery import COLUMNS
+from src.data.pairs import read_pairs
+from src.tools.soft_parts import with_soft_part
+
+# Letters, digits and signs are no subjects; a sign's plate has no matte worth learning.
+NOT_SUBJECTS = ("symbols/", "town/roadsigns/", "town/flags/")
+SHORTEST_SIDE = 48  # pixels; smaller stamps are all edge once they are enlarged
+CLIP_ART = ("animals", "food", "plants/trees", "plants/flowers", "transportation/boating",
+            "transportation/vehicles", "tools", "recreation/toys", "recreation/sports",
+            "recreation/music", "people", "containers", "buildings", "electronics", "office")
+# Where drawings are: a name, the folder they share, its parts, and how many are taken at most.
+DRAWINGS = (
+    ("clip", "openclipart/png", CLIP_ART, 2000),
+    ("hedgewars", "hedgewars/Data", ("Forts", "Themes"), 100),
+    ("freedroid", "freedroidrpg/data/graphics", ("droids", "items"), 40),
+    ("space", "endless-sky/images", ("outfit", "ship"), 60),
+)
+DRAWING_SIDES = (100, 2000)  # pixels: the shorter at least, the longer at most
+FLAT_EDGE = 0.4  # share of a border line that a subject covers which its frame cuts off
+PORTRAITS = "flare/mods/*/images/portraits"
+ADDED_TIMES = 3
+ALIKE = 0.08  # mean absolute difference of two thumbnails, in 0..1, below which they show the same
+COVERAGE = (0.35, 0.95)  # share of the canvas that the subject's longer side takes
+P_CUT_OFF, CUT_COVERAGE = 0.3, (0.6, 1.3)  # where the frame cuts the subject off
+MOST_HIDDEN = 0.35  # of the subject's length, beyond the frame
+P_SOFT = 0.25  # share of the cut-outs that are there again with a soft part
+EMOJI = "package/assets/*.webp"
+# Skin tones again, and signs: Unicode's digits, arrows, geometric shapes, zodiac, letters, flags.
+NOT_EMOJI = re.compile(
+    r"1f3f[b-f]|20e3|^(1f1|1f2[0-5]|00|[23]\d-|a[9e]|2[1-3]|25|26[4-7]|27[0-9a-c]|2b|30|32)"
+    r"|^1f5(0|2|3|4|[5-6])|^1f4(f[1-7]|9f|b|a[0-2])|^1f53|^1f6(a[b-f]|b[0-9]|c[0-5])|1f7|26a|1faf")
+SCENES, DISTRACTORS = 2, (1, 4)  # copies of a photograph with other things in it, and how many
+BACKDROP_SIDE = 1600  # pixels of the longer side; photographs are only ever shown at crop size
+BACKDROP_FOLDERS = ("usr/share/backgrounds", "usr/share/lxqt/wallpapers",
+                    "endless-sky/images/land")
+MOST_BACKDROPS = 80  # of a folder
+BACKDROP_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+
+
+def unpack(packages, folder):
+    """Unpack .deb files with dpkg, and tarballs, below the folder."""
+    for package in packages:
+        try:
+            if package.suffix == ".deb":
+                subprocess.run(["dpkg", "-x", package, folder], check=True)
+            else:
+                with tarfile.open(package) as tarball:
+                    tarball.extractall(folder, filter="data")
+        except (OSError, subprocess.CalledProcessError, tarfile.TarError) as error:
+            raise UserError(f"{package}: cannot be unpacked ({error})") from None
+
+
+def stamps(folder):
+    """(name, RGBA image) of every usable stamp; a name is the path with _ for /."""
+    for path in sorted(folder.glob("**/stamps/**/*.png")):
+        relative = path.relative_to(next(p for p in path.parents if p.name == "stamps")).as_posix()
+        image = trimmed(path)
+        if relative.startswith(NOT_SUBJECTS) or image is None:
+            continue
+        if min(image.size) >= SHORTEST_SIDE and (np.asarray(image)[..., 3] < 8).mean() > 0.02:
+            yield relative.replace("/", "_"), image
+
+
+def drawings(paths, title, rng):
+    """(name, RGBA image) of the drawings that show one solid subject, in an order of chance."""
+    shortest, longest = DRAWING_SIDES
+    for path in rng.permutation(np.array(paths, dtype=object)):
+        image = trimmed(path, longest)
+        if image is not None and min(image.size) >= shortest and single_subject(image):
+            yield f"{title}_{path.parent.name}_{path.name}", image
+
+
+def emoji(folder):
+    """(name, RGBA image) of rendered beings and things, without signs and variants of skin."""
+    for path in sorted(folder.glob(f"**/{EMOJI}")):
+        if not NOT_EMOJI.search(path.stem) and (image := trimmed(path)):
+            yield f"emoji_{path.stem}.png", image
+
+
+def portraits(folder):
+    """(name, RGBA image) of busts in their square frame, which cuts them off."""
+    for path in sorted(folder.glob(f"**/{PORTRAITS}/*.png")):
+        with Image.open(path) as image:
+            if image.width == image.height and "A" in image.getbands():
+                yield f"portrait_{path.name}", image.convert("RGBA")
+
+
+def trimmed(path, longest=None):
+    """The RGBA image without the transparent margin; None when it is empty, broken or longer than
+    `longest` pixels."""
+    try:
+        with Image.open(path) as image:
+            if longest and max(image.size) > longest:
+                return None
+            image = image.convert("RGBA")
+    except OSError:
+        return None
+    box = image.getchannel("A").point(lambda level: 255 * (level > 8)).getbbox()
+    return image.crop(box) if box else None
+
+
+def single_subject(image):
+    """Whether an RGBA drawing, trimmed, is one connected, coloured shape without holes or veils.
+
+    An outline drawing's paper shows through its holes, and what the matte of several things, of a
+    veil or of a silhouette should be, is anybody's guess.
+    A shape that fills much of an edge was cut off by its frame.
+    """
+    solid = np.asarray(image)[..., 3] > 127
+    if max(edge.mean() for edge in (solid[0], solid[-1], solid[:, 0], solid[:, -1])) > FLAT_EDGE:
+        return False
+    image = ImageOps.contain(image, (256, 256))
+    alpha = np.asarray(image.getchannel("A"))
+    solid = ImageOps.expand(image.getchannel("A").point(lambda level: 255 * (level > 127)), 1)
+    ImageDraw.floodfill(solid, (0, 0), 128)  # the outside
+    labels = np.asarray(solid)
+    area = (labels == 255).sum()
+    if not area or (labels == 0).sum() > 0.03 * area or (alpha < 8).mean() < 0.05:
+        return False
+    opaque = alpha > 200
+    if not opaque.any():
+        return False
+    y, x = np.argwhere(labels == 255)[area // 2]
+    ImageDraw.floodfill(solid, (int(x), int(y)), 64)
+    one_piece = (np.asarray(solid) == 64).sum() > 0.97 * area
+    veiled = ((alpha > 20) & (alpha < 235)).sum() > 0.35 * (alpha > 20).sum()
+    drawn = np.asarray(image.convert("L"))[opaque].std() > 22
+    coloured = np.asarray(image.convert("RGB").convert("HSV"))[opaque][:, 1].mean() > 25
+    return bool(one_piece and not veiled and drawn and coloured)
+
+
+def thumbnail(image):
+    """What two versions of one drawing share: float array [16,16,4] in [0,1], colours by alpha."""
+    pixels = np.asarray(image.convert("RGBa").resize((16, 16), Image.Resampling.BOX))
+    return pixels.astype(np.float32) / 255
+
+
+def unlike(images, seen):
+    """Those (name, image) that look like none of the thumbnails seen, mirrored or not; theirs are
+    added."""
+    for name, image in images:
+        own = thumbnail(image)
+        views = own, own[:, ::-1]
+        if not any(np.abs(view - other).mean() < ALIKE for other in seen for view in views):
+            seen.append(own)
+            yield name, image
+
+
+def cutouts(folder, left_out, rng):
+    """(name, RGBA image) of all that training may see, but for the portraits."""
+    seen = []
+    for name, image in stamps(folder):
+        if name in left_out:
+            seen.append(thumbnail(image))
+        else:
+            yield name, image
+    for title, shared, parts, most in DRAWINGS:
+        paths = {path for part in parts for path in folder.glob(f"**/{shared}/{part}/**/*.png")}
+        yield from islice(unlike(drawings(sorted(paths), title, rng), seen), most)
+    yield from unlike(emoji(folder), seen)
+
+
+def on_canvas(image, rng):
+    """The cut-out somewhere on a transparent square canvas: with room around it, or, at P_CUT_OFF,
+    cut off by the frame, at the bottom above all."""
+    if rng.random() < P_CUT_OFF:
+        return cut_off(image, rng)
+    side = round(max(image.size) / rng.uniform(*COVERAGE))
+    canvas = Image.new("RGBA", (side, side))
+    canvas.paste(image, tuple(int(rng.integers(0, side - length + 1)) for length in image.size))
+    return canvas
+
+
+def cut_off(image, rng):
+    """The cut-out on a canvas beyond whose bottom, at times left or right, a part of it lies."""
+    side = round(max(image.size) / rng.uniform(*CUT_COVERAGE))
+    hidden = rng.uniform(0.05, MOST_HIDDEN)
+    left = int(rng.uniform(min(0, side - image.width), max(0, side - image.width)))
+    top = side - round((1 - hidden) * image.height)
+    if rng.random() < 0.3:
+        left = side - round((1 - hidden) * image.width) if rng.random() < 0.5 else -round(
+            hidden * image.width)
+    canvas = Image.new("RGBA", (side, side))
+    canvas.paste(image, (left, top))
+    return canvas
+
+
+def wallpapers(folder, part):
+    """(name, RGB image) of the pictures below a folder of backdrops"""
+    for path in sorted(folder.glob(f"**/{part}/**/*" if part else "**/*")):
+        if path.suffix.lower() not in BACKDROP_SUFFIXES or path.is_symlink():
+            continue
+        with Image.open(path) as image:
+            # A wallpaper with an alpha channel is a logo on a colour that the desktop gives.
+            if min(image.size) < 256 or "transparency" in image.info or "A" in image.getbands():
+                continue
+            yield f"{path.parent.name}_{path.stem}", image.convert("RGB")
+
+
+def write_backdrops(folder, photographs, things, out, rng):
+    """RGB JPEG copies of the packages' wallpapers and of the photographs, one of each, and of
+    each SCENES more with some of the things (paths of cut-outs) in it; returns their number."""
+    out.mkdir(parents=True, exist_ok=True)
+    seen, count = [], 0
+    sources = [wallpapers(folder, part) for part in BACKDROP_FOLDERS]
+    sources += [wallpapers(place, "") for place in photographs]
+    for source in sources:
+        for name, image in islice(unlike(source, seen), MOST_BACKDROPS):
+            image.thumbnail((BACKDROP_SIDE, BACKDROP_SIDE))
+            image.save(out / f"{name}.jpg", quality=92)
+            for number in range(SCENES):
+                with_distractors(image, things, rng).save(out / f"{name}_{number}.jpg", quality=92)
+            count += 1 + SCENES
+    return count
+
+
+def with_distractors(backdrop, things, rng):
+    """A copy of an RGB backdrop with a few small cut-outs in it, blurred as the distance would,
+    some cut off by the frame."""
+    scene = backdrop.copy()
+    shorter = min(scene.size)
+    for path in rng.choice(things, rng.integers(*DISTRACTORS)):
+        image = trimmed(path)
+        length = round(shorter * rng.uniform(0.08, 0.4))
+        image = ImageOps.contain(image, (length, length))
+        padded = ImageOps.expand(image, 12)
+        padded = padded.convert("RGBa").filter(
+            ImageFilter.GaussianBlur(float(rng.uniform(0, 5)))).convert("RGBA")
+        corner = rng.uniform(-0.3, 1, 2) * scene.size
+        place = int(corner[0]), int(max(corner[1], 0.2 * scene.height))
+        scene.paste(padded, place, padded)
+    return scene
+
+
+def write_cutouts(folder, out, left_out, seed):
+    """What is unpacked in `folder` as PNGs in `out`/cutouts; returns their paths relative to
+    `out`."""
+    (out / "cutouts").mkdir(parents=True, exist_ok=True)
+    names = []
+
+    def write(name, image):
+        names.append(f"cutouts/{Path(name).with_suffix('.png')}")
+        image.save(out / names[-1], compress_level=1)
+
+    for number, (name, image) in enumerate(
+            cutouts(folder, left_out, np.random.default_rng(seed))):
+        rng = np.random.default_rng([seed, number])
+        write(name, on_canvas(image, rng))
+        if rng.random() < P_SOFT:
+            write(f"soft_{name}", with_soft_part(on_canvas(image, rng), rng))
+    for name, image in portraits(folder):
+        write(name, image)
+    return names
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", type=Path, help="folder to write")
+    parser.add_argument("packages", type=Path, nargs="+", help=".deb files and .tgz tarballs")
+    parser.add_argument("--leave-out", type=Path, metavar="FILE",
+                        help="names of stamps, one a line, that validation needs unseen")
+    parser.add_argument("--add", type=Path, metavar="CSV", nargs="+", default=[],
+                        help=f"training rows to add to train.csv, {ADDED_TIMES} times over")
+    parser.add_argument("--photographs", type=Path, metavar="FOLDER", nargs="+", default=[],
+                        help="backdrops beside those of the packages")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args(argv)
+    out, left_out = arguments.out, set()
+    try:
+        if arguments.leave_out:
+            left_out = {line.strip() for line in arguments.leave_out.read_text().splitlines()}
+        added = [row for csv in arguments.add for row in read_pairs(csv)]
+        with tempfile.TemporaryDirectory() as folder:
+            unpack(arguments.packages, folder)
+            names = write_cutouts(Path(folder), out, left_out, arguments.seed)
+            backdrops = write_backdrops(
+                Path(folder), arguments.photographs, [out / name for name in names],
+                out / "backdrops", np.random.default_rng(arguments.seed))
+    except (UserError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    rows = [(name, "") for name in names]
+    rows += ADDED_TIMES * added
+    with replacing(out / "train.csv") as part:
+        pd.DataFrame(rows, columns=COLUMNS).to_csv(part, index=False)
+    log(f"Wrote {len(names)} cut-outs and {backdrops} backdrops to {out}; train.csv has "
+        f"{len(rows)} rows")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
