@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
-HELP_WIDTH = 100  # columns, of which a flag takes one line
+HELP_WIDTH = 100  # columns; every flag fits on one line
 METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
@@ -36,7 +36,7 @@ class Settings:
     """What one run is asked to do. Sizes are pixels; paths are relative to the working folder."""
 
     mode: str = knob(
-        "auto", "run", "auto, train, predict; auto trains unless our checkpoint is there",
+        "auto", "run", "auto, train, predict; auto trains unless it finds weights trained here",
         choices=("auto", "train", "predict"))
     limit: int | None = knob(
         None, "run", "only the first N rows of each CSV and N test images", minimum=1, type=int)
@@ -46,17 +46,17 @@ class Settings:
         "auto", "run", "auto, off, fp16, bf16; auto: by the card, off on the CPU",
         choices=("auto", "off", "fp16", "bf16"))
     workers: int | None = knob(
-        None, "run", "processes that decode images [one a core, at most 4]", minimum=0,
+        None, "run", "processes that decode images [one per core, at most 4]", minimum=0,
         type=int)
     gpus: int | None = knob(
-        None, "run", "graphics cards, a process each [all]; on the CPU: processes [1]",
+        None, "run", "graphics cards, one process each [all]; on the CPU: processes [1]",
         minimum=1, type=int)
     time_limit: float | None = knob(
-        None, "run", "hours to a submission; of 9 allowed take 8.5 [none; Kaggle: 11.5]",
+        None, "run", "hours for the whole run; where 9 are allowed, 8.5 [none; Kaggle: 11.5]",
         minimum=0.001, type=float)
 
     train_csv: Path | None = knob(
-        None, "files", "image_path, alpha_path [data/splits/train.csv; Kaggle: by columns]",
+        None, "files", "has image_path, alpha_path [data/splits/train.csv; Kaggle: by columns]",
         type=Path)
     val_csv: Path | None = knob(
         None, "files", "the same to validate with [data/splits/val.csv, else a split]",
@@ -78,7 +78,7 @@ class Settings:
 
     epochs: int = knob(5, "training", "passes over the training rows", minimum=1)
     lr: float = knob(1e-4, "training", "learning rate of AdamW", minimum=0.0)
-    # U2-Net was made at 320. On cut-outs the published weights reach an MSE of 0.011 there and
+    # U2-Net was designed for 320. On cut-outs the published weights reach an MSE of 0.011 there and
     # 0.17 at the notebook's 1024: scale matters more than resolution.
     train_size: int = knob(320, "training", "side of a training crop as the network sees it",
                            minimum=64)
@@ -88,17 +88,17 @@ class Settings:
         (0.7, 1.0), "training", "LOW,HIGH: a crop's side as a share of the image's shorter side",
         type=parse_range)
     schedule: str = knob(
-        "plateau", "training", "plateau: lr halves when validation stalls; cosine: warm-up, down",
+        "plateau", "training", "plateau: halve lr when validation stalls; cosine: warm up, then decay",
         choices=("plateau", "cosine"))
     # Short runs never reach a half-life; then validation prefers the plain weights.
     ema: int = knob(
-        1000, "training", "half-life in samples of the weights' average; 0: none",
+        1000, "training", "half-life in samples of the weights' moving average; 0: none",
         minimum=0)
     batch_norm: str = knob(
         "auto", "training", "trained, frozen, auto (frozen when it starts from a checkpoint)",
         choices=("auto", "trained", "frozen"))
     save_minutes: float = knob(
-        10.0, "training", "between two writes of last.pth, which a killed run resumes",
+        10.0, "training", "minutes between saves of last.pth, from which a killed run resumes",
         minimum=0.0)
 
     predict_size: int | None = knob(

@@ -189,7 +189,7 @@ def seconds_after_training(val_count, test_count, val_seconds):
 
 def with_open_choices(predictor, settings, val_pairs, stop):
     """The predictor with what its recipe leaves open chosen on validation data, where there are
-    any; --predict-size and --calibration go before."""
+    any; --predict-size and --calibration take precedence."""
     recipe = predictor.recipe
     if recipe.calibration is None and val_pairs:
         sizes = [settings.predict_size] if settings.predict_size else (
@@ -265,8 +265,8 @@ def draw_previews(count, shown, metrics, out):
 
 
 def summarise(recipe, errors, images_per_second, problems, out, status):
-    """The end of the log: how good, how fast, what was written, what could not be read; the last
-    also in problems.csv."""
+    """The end of the log: how good, how fast, what was written, what could not be read. The last
+    goes into problems.csv too."""
     write_table(out / PROBLEMS, problems, ["filename", "reason"])
     shown = ", ".join(f"{k} {v}" for k, v in vars(recipe).items() if k != "curve")
     log(f"Done in {time.time() - STARTED:.0f} s. Recipe: {shown}")
@@ -281,8 +281,8 @@ def summarise(recipe, errors, images_per_second, problems, out, status):
     for name, reason in problems[:20]:
         log(f"  BLANK MASK for {name}: {reason}")
     if problems:
-        log(f"{len(problems)} test images could not be read; their masks are blank, they are listed "
-            f"in {out / PROBLEMS}, and the exit status is {status}")
+        log(f"{len(problems)} test images could not be read: their masks are blank, "
+            f"{out / PROBLEMS} lists them, and the exit status is {status}")
 
 
 # ---------------------------------------------------------------- the command line

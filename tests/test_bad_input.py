@@ -228,8 +228,8 @@ def test_training_data(data, capfd, spoil, status, says):
 
 
 def test_three_broken_rows_among_many_are_all_that_is_lost(data, capfd):
-    """In proportion: 140,000 rows of which 3 are broken; here 83 rows of the same 20 images."""
-    rewrite(data.train, lambda rows: rows.extend(rows * 3))
+    """In proportion: 140,000 rows of which 3 are broken; here 63 rows of the same 20 images."""
+    rewrite(data.train, lambda rows: rows.extend(rows * 2))
     rewrite(data.train, lambda rows: rows.extend([["images/no1.png", "x"], ["images/no2.png", "x"],
                                                   ["images/no3.png", "x"]]))
     assert learn(data, "--train-batch", "16") == 0

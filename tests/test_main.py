@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, run_script
+from forked import run_forked
 from src.network.u2net import U2NETP
 
 QUICK = ("--train-size", 64, "--train-batch", 2, "--epochs", 1, "--workers", 0)
@@ -27,8 +28,8 @@ def start(script, tmp_path):
     folder = tmp_path / "work"
     folder.mkdir()
 
-    def run(*arguments):
-        return run_script(script, *arguments, cwd=folder)
+    def run(*arguments, process=run_forked):
+        return process(script, *arguments, cwd=folder)
 
     run.folder = folder
     return run
@@ -49,7 +50,7 @@ def check_submission(csv, folder):
 
 
 def test_a_fresh_machine_sees_the_whole_story(start):
-    done = start("--limit", 2, *QUICK)
+    done = start("--limit", 2, *QUICK, process=run_script)
     assert done.returncode == 0, done.stderr
     out = start.folder / "outputs"
     assert "DEMONSTRATION" in done.stdout and "outputs/demo" in done.stdout
@@ -98,7 +99,7 @@ def test_weights_without_a_recipe_are_trained_on(start, small_data):
 
 def test_bad_input_is_one_sentence_and_status_2(start):
     """As a process; test_bad_input.py has the many cases, in this one."""
-    done = start("--train-csv", "nowhere.csv")
+    done = start("--train-csv", "nowhere.csv", process=run_script)
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2 and "--train-csv nowhere.csv" in last
     assert "Traceback" not in done.stderr

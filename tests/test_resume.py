@@ -1,10 +1,8 @@
 """Runs that end early: killed, stopped by a signal, out of time; and what comes after."""
 
-import os
 import random
+import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -12,11 +10,13 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import ROOT, draw, load_bundle, run_script, write_pairs
+from conftest import REAL, ROOT, draw, load_bundle, write_pairs
+from forked import Started, run_forked
 
 FLAGS = ("--mode", "train", "--train-size", 64, "--train-batch", 2, "--epochs", 2, "--lr", 1e-3,
          "--schedule", "cosine", "--ema", 8, "--save-minutes", 0.005)
 SCRIPT = ROOT / "kernel" / "main.py"
+LIMIT = 36  # seconds
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +31,9 @@ def data(tmp_path_factory):
 def uninterrupted(data, tmp_path_factory):
     """The results of the same command, run in one go."""
     folder = tmp_path_factory.mktemp("whole")
-    done = run_script(SCRIPT, *FLAGS, *data, "--out", "out", cwd=folder)
+    done = run_forked(SCRIPT, *FLAGS, *data, "--out", "out", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder / "out"
-
-
-def start(folder, *arguments):
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    return subprocess.Popen([sys.executable, SCRIPT, *map(str, arguments)], cwd=folder,
-                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                            text=True)
 
 
 def batches_done(out):
@@ -66,12 +59,12 @@ def assert_same(out, uninterrupted):
 def test_stopped_twice_it_ends_in_the_same_bits(
         data, uninterrupted, tmp_path, monkeypatch, capfd):
     """kill -9 at a random step, then a signal at another, of two epochs of six batches; in between
-    a run with other settings, which must not touch what is there."""
+    runs with other settings and other backdrops, which must not touch what is there."""
     arguments = (*FLAGS, *data, "--workers", 2, "--out", "out")
     seed = random.randrange(10**6)
     print("random steps of seed", seed)  # shown when the test fails
     steps = random.Random(seed)
-    process = start(tmp_path, *arguments)
+    process = Started(SCRIPT, *arguments, cwd=tmp_path)
     wait_for_batch(process, tmp_path / "out", steps.randint(1, 5))
     process.kill()
     process.communicate()
@@ -81,8 +74,12 @@ def test_stopped_twice_it_ends_in_the_same_bits(
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert "lr was 0.001 and is 1.0" in last
     assert "training rows was" in last and "epochs" not in last
+    # Validation errors before other backdrops cannot be compared.
+    draw(tmp_path / "photographs" / "sky.png", np.zeros((99, 99, 3), np.uint8))
+    assert load_bundle().main([*map(str, arguments), "--backgrounds", "photographs"]) == 2
+    assert "backgrounds was None and is" in capfd.readouterr().err
 
-    process = start(tmp_path, *arguments)
+    process = Started(SCRIPT, *arguments, cwd=tmp_path)
     wait_for_batch(process, tmp_path / "out", steps.randint(6, 10))
     process.send_signal(signal.SIGTERM)
     text, _ = process.communicate(timeout=60)
@@ -90,24 +87,11 @@ def test_stopped_twice_it_ends_in_the_same_bits(
     assert "SIGTERM" in text and "The same command goes on" in text
     assert "Traceback" not in text
 
-    done = run_script(SCRIPT, *arguments, cwd=tmp_path)
+    done = run_forked(SCRIPT, *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Continuing out/last.pth" in done.stdout
     assert_same(tmp_path / "out", uninterrupted)
     assert not (tmp_path / "out" / "last.pth").exists()  # the run is complete
-
-
-def test_other_backgrounds_are_another_run(data, tmp_path, capfd, monkeypatch):
-    """Validation errors before other backdrops cannot be compared."""
-    monkeypatch.chdir(tmp_path)
-    process = start(tmp_path, *FLAGS, *data, "--out", "out")
-    wait_for_batch(process, tmp_path / "out", 1)
-    process.kill()
-    process.communicate()
-    draw(tmp_path / "photographs" / "sky.png", np.zeros((99, 99, 3), np.uint8))
-    assert load_bundle().main([*map(str, (*FLAGS, *data)), "--backgrounds", "photographs", "--out",
-                               "out"]) == 2
-    assert "backgrounds was None and is" in capfd.readouterr().err
 
 
 def test_an_automatic_run_goes_on_where_it_was_killed(data, tmp_path):
@@ -116,19 +100,19 @@ def test_an_automatic_run_goes_on_where_it_was_killed(data, tmp_path):
     bundle = load_bundle()
     torch.manual_seed(0)
     bundle.write_checkpoint(tmp_path / "start.pth", bundle.U2NETP().state_dict())
-    process = start(tmp_path, *flags)
+    process = Started(SCRIPT, *flags, cwd=tmp_path)
     wait_for_batch(process, tmp_path / "out", 7)
     process.kill()
     process.communicate()
     assert (tmp_path / "out" / "u2netp_best.pth").is_file()
-    done = run_script(SCRIPT, *flags[:-4], "--out", "out", "--checkpoint", "start.pth",
+    done = run_forked(SCRIPT, *flags[:-4], "--out", "out", "--checkpoint", "start.pth",
                       cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Continuing out/last.pth" in done.stdout and "Epoch 2:" in done.stdout
 
 
 def test_a_second_signal_ends_at_once(data, tmp_path):
-    process = start(tmp_path, *FLAGS, *data, "--train-size", 512, "--out", "out")
+    process = Started(SCRIPT, *FLAGS, *data, "--train-size", 512, "--out", "out", cwd=tmp_path)
     for line in process.stdout:
         if line.startswith("First val batch"):
             break
@@ -145,13 +129,43 @@ def test_a_second_signal_ends_at_once(data, tmp_path):
 def test_the_time_limit_leaves_a_complete_submission(data, tmp_path):
     """3000 epochs do not fit; what was promised for the end of the time is there."""
     began = time.time()
-    done = run_script(SCRIPT, *FLAGS, *data, "--epochs", 3000, "--time-limit", 45 / 3600, "--out",
+    done = run_forked(SCRIPT, *FLAGS, *data, "--epochs", 3000, "--time-limit", LIMIT / 3600, "--out",
                       "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Time limit: training ends in epoch" in done.stdout
-    assert time.time() - began < 45
+    assert time.time() - began < LIMIT
     assert len(pd.read_csv(tmp_path / "out" / "submission.csv")) == 2
     assert (tmp_path / "out" / "last.pth").exists()  # there is more to train
+
+
+def test_the_reserve_is_enough_for_what_comes_after_training(tmp_path, monkeypatch):
+    """Of a real run, on images of 512 pixels: enough, and not many times too much."""
+    kernel, seen = load_bundle(), {}
+    real_reserve, real_train = kernel.seconds_after_training, kernel.train
+
+    def reserve(*arguments):
+        seen["reserve"] = real_reserve(*arguments)
+        return seen["reserve"]
+
+    def train(*arguments):
+        metrics = real_train(*arguments)
+        seen["ended"] = time.monotonic()
+        return metrics
+
+    monkeypatch.setattr(kernel, "seconds_after_training", reserve)
+    monkeypatch.setattr(kernel, "train", train)
+    tests = tmp_path / "tests"
+    tests.mkdir()
+    for path in REAL.glob("val_*.jpg"):
+        shutil.copy(path, tests)
+    assert kernel.main([
+        "--mode", "train", "--train-csv", str(REAL / "val.csv"), "--val-csv", str(REAL / "val.csv"),
+        "--test-root", str(tests), "--train-size", "64", "--epochs", "1", "--time-limit", "1",
+        "--workers", "0", "--out", str(tmp_path / "out")]) == 0
+    needed = time.monotonic() - seen["ended"]
+    print(f"reserved {seen['reserve']:.1f} s, needed {needed:.1f} s")  # shown when it fails
+    half_a_minute = 30
+    assert needed < seen["reserve"] < 10 * needed + half_a_minute
 
 
 def test_the_reserve_grows_with_what_is_left_to_do(kernel):

@@ -25,7 +25,7 @@ class JointAugment:
     def geometry(self, layers, rng):
         """The same crop, flip and rotation of every layer: images of one size, any modes.
 
-        Pillow resizes and rotates RGBA with premultiplied colours. All chance comes from the
+        Pillow resizes and rotates RGBA with premultiplied colours. All randomness comes from the
         Generator.
         """
         layers = self.crop(layers, rng)
@@ -33,7 +33,7 @@ class JointAugment:
             layers = [TF.hflip(layer) for layer in layers]
         if rng.random() < self.p_rotate:
             angle = rng.uniform(-self.max_rotate, self.max_rotate)
-            # What turns in from outside is black and transparent.
+            # What rotation brings in from outside is black and transparent.
             layers = [TF.rotate(layer, angle, InterpolationMode.BILINEAR, fill=0)
                       for layer in layers]
         return layers

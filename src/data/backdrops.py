@@ -1,4 +1,4 @@
-"""Backdrops, and foregrounds put on them: drawn ones, photographs, soft shadows."""
+"""Backdrops, drawn or photographs, and cut-outs composited onto them with soft shadows."""
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -30,8 +30,8 @@ def choose_backdrop(photographs, size, rng):
 
 
 def recomposed(foreground, backdrop, rng):
-    """An RGBA cut-out over an RGB backdrop of its size, which at times gets its shadow: (RGB
-    image, L alpha).
+    """An RGBA cut-out over an RGB backdrop of its size, sometimes with its shadow: (RGB image, L
+    alpha).
 
     Pillow composites with straight alpha: I = alpha F + (1 - alpha) B.
     """
@@ -93,7 +93,7 @@ def pattern(rng, size):
 
 
 def photograph(path, size, rng):
-    """A random part of an image file, RGB of size (width, height), at times mirrored."""
+    """A random part of an image file, RGB of size (width, height), sometimes mirrored."""
     image = open_image(path, "RGB", at_least=(2 * size[0], 2 * size[1]))
     share = rng.uniform(0.4, 1.0) * min(image.width / size[0], image.height / size[1])
     width, height = share * size[0], share * size[1]

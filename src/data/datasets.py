@@ -63,11 +63,11 @@ def resized(image, size):
 
 
 class TrainingSet(Dataset):
-    """Augmented pairs. An item's key is (epoch, index), and all its chance is drawn from (seed,
-    epoch, index): which worker makes it, and what it made before, does not matter.
+    """Augmented pairs. An item's key is (epoch, index), and all its randomness comes from (seed,
+    epoch, index): it does not matter which worker makes it, or what that worker made before.
 
     The next pair stands in for one that cannot be read, so that batches keep their size; the item
-    then tells of it under "skipped", and of backdrops that cannot be read under "backdrops".
+    lists it under "skipped", and backdrops that cannot be read under "backdrops".
     """
 
     def __init__(self, pairs, augment, seed):
@@ -218,7 +218,7 @@ class ReadCheck(Dataset):
 
 
 def without_unreadable(pairs, machine):
-    """The pairs that can be read; `skipped` tells of the others. Every file is opened once.
+    """The pairs that can be read; their `skipped` lists the others. Every file is opened once.
 
     For validation data, of which all is looked at in every epoch anyway. Raises UserError when more
     than a twentieth cannot be read.

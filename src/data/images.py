@@ -1,4 +1,4 @@
-"""Image files as strangers have them: upright, 8 bits a channel, bounded; else one sentence."""
+"""Image files of any origin, made upright and 8 bits per channel, or refused in one sentence."""
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -62,7 +62,7 @@ def reading(path, use):
 
 
 def decoded(image):
-    """The pixels of an opened image, upright, 8 bits a channel."""
+    """The pixels of an opened image, upright, 8 bits per channel."""
     turned = orientation(image) != 1
     image.load()
     image = ImageOps.exif_transpose(image) if turned else image

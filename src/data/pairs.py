@@ -122,7 +122,7 @@ def placed_paths(column, name, csv_path):
 
 
 def without_parts(path, count):
-    """A path of any system without its first `count` parts; as it is when count is 0."""
+    """A path of any system without its first `count` parts; unchanged when count is 0."""
     return "/".join(re.split(r"[\\/]", path)[count:]) if count else path
 
 

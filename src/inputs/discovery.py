@@ -20,11 +20,11 @@ KINDS = ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint", "unfin
 def discover(root):
     """{kind: [paths, the best first]} for the kinds above, each list possibly empty.
 
-    Tables are told by their columns: image_path is a set of pairs, filename and image_utf a sample
-    submission, page_id an index of MAGICK. Among several the usual name wins, then the one that
-    says what it is, then the shallowest, then the first in the alphabet. Weights that an earlier
-    session trained go before those that are shipped. Folders are visited breadth first; images are
-    told by their names alone, without a look at each, so that 140,000 of them cost little.
+    Tables are recognised by their columns: image_path is a set of pairs, filename and image_utf a
+    sample submission, page_id an index of MAGICK. Among several the usual name wins, then the one
+    that says what it is, then the shallowest, then the first in the alphabet. Weights that an earlier
+    session trained win over the shipped ones. Folders are visited breadth first; images are
+    recognised by their names alone, so that 140,000 of them cost little.
     """
     found = {kind: [] for kind in KINDS}
     for depth, path, is_folder in walk(root):

@@ -31,7 +31,7 @@ LOCAL_CHECKPOINTS = (
 
 @dataclass(frozen=True)
 class Inputs:
-    """Resolved paths of one run; None is what was neither named nor found."""
+    """Resolved paths of one run; None for what was neither named nor found."""
 
     train_csv: Path | None
     val_csv: Path | None
@@ -57,15 +57,15 @@ def find_inputs(settings, kaggle_input=KAGGLE_INPUT):
             found[name] = checked(given, name)
         elif len(paths) > 1:
             others = ", ".join(map(str, paths[1:4])) + (", …" if len(paths) > 4 else "")
-            choice = ("detach the others to choose" if name == "unfinished" else
-                      f"`python build.py --set {name}=PATH` or --{name.replace('_', '-')} to choose")
-            log(f"{name}: {paths[0]} is taken; there is also {others} ({choice})")
+            choice = ("detach the others" if name == "unfinished" else
+                      f"`python build.py --set {name}=PATH` or --{name.replace('_', '-')}")
+            log(f"{name}: {paths[0]} is taken; there is also {others} (to choose: {choice})")
     out = settings.out or (KAGGLE_WORKING if on_kaggle else Path("outputs"))
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
     earlier = out / BEST_CHECKPOINT
     if not settings.checkpoint and earlier.is_file():
-        found["checkpoint"] = earlier  # what was trained here goes before what is shipped
+        found["checkpoint"] = earlier  # trained here: wins over the shipped ones
     return Inputs(**found, out=out, kaggle_input=kaggle_input if on_kaggle else None)
 
 

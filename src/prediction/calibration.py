@@ -19,7 +19,7 @@ def calibration_of(recipe):
 
 
 def unchanged(alpha):
-    """alpha in [0,1] as it is"""
+    """alpha in [0,1], not mapped at all"""
     return alpha
 
 
@@ -75,8 +75,8 @@ def choose_calibration(pairs):
     """The best calibration for (prediction, truth) pairs, float arrays [H,W] in [0,1].
 
     Returns (the recipe's values for it, {name: MSE}). One pass over the pairs of all processes, in
-    the memory of a few histograms. The fitted curve is judged on images it was not fitted on (five folds),
-    against doing nothing and the notebook's map.
+    the memory of a few histograms. The fitted curve is judged on images it was not fitted on (five
+    folds), against doing nothing and the notebook's map.
     """
     folds, counts = np.zeros((FOLDS, LEVELS, 3)), np.zeros(FOLDS)
     notebook = []

@@ -105,8 +105,8 @@ def save_training_preview(metrics, path):
 
 
 def curve_panel(title, curves):
-    """An image of PLOT size: values from 0 up over epochs, a coloured line a curve, its last value
-    beside its name."""
+    """An image of PLOT size: values from 0 up over epochs, one coloured line per curve, its last
+    value beside its name."""
     panel = Image.new("RGB", PLOT, "white")
     draw, font = ImageDraw.Draw(panel), ImageFont.load_default(13)
     left, top, right, bottom = 74, 40, PLOT[0] - 16, PLOT[1] - 34

@@ -1,8 +1,8 @@
 """Several processes, one for each graphics card. The only module that speaks to torch.distributed.
 
-One rule keeps a run from dying of a collective that its backend cannot do: NCCL carries the
-gradients of `data_parallel` and nothing else. Metrics, flags, lists and barriers go over the default
-group, which is gloo on every machine and only ever sees tensors in the host's memory.
+NCCL carries the gradients of `data_parallel` and nothing else, because it refuses tensors in the
+host's memory. Metrics, flags, lists and barriers go over the default group, which is gloo on every
+machine and sees nothing but the host's memory.
 """
 
 import os
@@ -23,10 +23,10 @@ from src.runtime.console import UserError, log
 from src.runtime.processes import local_world_size, rank, world_size
 from src.runtime.stopping import STARTED, STARTED_VARIABLE
 
-TIMEOUT = timedelta(minutes=10)  # a partner that takes longer is taken for dead
+TIMEOUT = timedelta(minutes=10)  # a process that answers no sooner is presumed dead
 TRIAL_SECONDS = 90  # for the first all-reduce of the gradients' group
 NO_GROUP_STATUS = 75  # exit status of a process that cannot join the others
-_store = None  # what the processes know of each other's ends
+_store = None  # in which the processes note how they ended
 
 
 class NoGroup(Exception):
@@ -37,7 +37,7 @@ class NoGroup(Exception):
 
 
 def relaunch(gpus, device):
-    """Run the same command under torchrun, a process for each card, unless that has been done.
+    """Run the same command under torchrun, one process per card, unless this already is one of them.
 
     gpus: how many to use, None for all. On the CPU it counts processes, and None is one. Returns
     the exit status, of the first process that failed; None where this process is to do the work,
@@ -55,7 +55,7 @@ def relaunch(gpus, device):
     if wanted < 2:
         return None
     os.environ.setdefault(STARTED_VARIABLE, str(STARTED))
-    # Each process its share of the cores; torchrun would give it one.
+    # Each process gets its share of the cores; torchrun would give it a single one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wanted)))
     started_as = sys.modules["__main__"].__spec__
     program = ["-m", started_as.name] if started_as else [sys.argv[0]]
@@ -100,7 +100,7 @@ def leave_group():
 
 
 def first_to_end(status):
-    """Note that this process ends with an error; whether it is the first, which is to tell of it."""
+    """Note that this process ends with an error; whether it is the first, and so reports it."""
     if _store is None:
         return True
     first = _store.add("ended", 1) == 1
@@ -110,7 +110,7 @@ def first_to_end(status):
 
 
 def end_of_another(error):
-    """The exit status after an error that another process's end has caused, None for any other."""
+    """The exit status after an error that another process caused by ending, None for any other."""
     if world_size() == 1:
         return None
     try:
@@ -155,7 +155,7 @@ def data_parallel(model, device):
 def tried_group(device):
     """(the gradients' group, "") after one all-reduce on it, or (None, why there is none).
 
-    In a thread, because NCCL may wait for ever where cards cannot reach each other.
+    In a thread, because NCCL waits without end where cards cannot reach each other.
     """
     result = []
 

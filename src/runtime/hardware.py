@@ -48,7 +48,7 @@ def machine_for(device, amp, workers):
 
 
 def choose_device(name):
-    """torch.device for `--device`; 'auto' is a CUDA card that computes, else the CPU.
+    """torch.device for `--device`; 'auto' is a CUDA card that works, else the CPU.
 
     Of several processes each takes its own card, and makes it the current one first: whatever
     touches CUDA before that opens a context on card 0. A card is tried with a real kernel, because

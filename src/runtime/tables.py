@@ -47,7 +47,7 @@ def no_column(wanted, columns):
 
 
 def write_table(path, rows, columns=None):
-    """Write rows, tuples or dicts, as a CSV; without rows remove what an earlier run wrote there."""
+    """Write rows, tuples or dicts, as a CSV; without any, remove what an earlier run wrote."""
     path.unlink(missing_ok=True)
     if rows:
         with replacing(path) as part:

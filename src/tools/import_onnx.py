@@ -12,7 +12,7 @@ MSE on 30 validation cut-outs at 320 pixels, all / plain / photographic backdrop
     ImageNet normalisation of the image divided by its maximum   0.0250  0.0117  0.0382
     the same without the division                                0.0243  0.0117  0.0368
     its absorption into the first convolution (the default)      0.0242  0.0118  0.0366
-    [-1,1] fed to the convolution as it is (--keep-input)        0.0191  0.0052  0.0331
+    [-1,1] fed to the convolution unchanged (--keep-input)       0.0191  0.0052  0.0331
 """
 
 import argparse
@@ -180,7 +180,7 @@ def main(argv=None):
                         help="images like those to fine-tune on, for the statistics of the batch "
                         "norms; default: drawn ones")
     parser.add_argument("--keep-input", action="store_true",
-                        help="leave the first convolution as it is, without normalisation")
+                        help="leave the first convolution unchanged, without normalisation")
     parser.add_argument("--half", action="store_true", help="store the convolutions in fp16")
     arguments = parser.parse_args(argv)
     prepare_machine(seed=0)

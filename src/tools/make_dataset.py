@@ -4,20 +4,20 @@
         freedroidrpg-data flare-game gnome-backgrounds mate-backgrounds ukui-wallpapers \\
         lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 lxqt-themes
     npm pack @lobehub/fluent-emoji-3d
-    python -m src.tools.make_dataset OUT *.deb *.tgz --leave-out held_back.txt --add splits/train.csv \\
-        --photographs FOLDER
+    python -m src.tools.make_dataset OUT *.deb *.tgz --leave-out held_back.txt \\
+        --add splits/train.csv --photographs FOLDER
 
 Debian packages and npm's tarballs are unpacked without being installed. OUT then holds cutouts/ and
 train.csv, for --train-csv, and backdrops/, for --backgrounds. Each cut-out stands, at its own
 resolution, on a transparent square canvas, as MAGICK's images do; the frame cuts some of them off,
 and some are there a second time with a soft part (`soft_parts`). Portraits stay in their own frame.
 
-A backdrop of photographs is written again with other, smaller, blurred cut-outs in it, so that not
-whatever stands out is the subject.
+Photographs are written a second time with other, smaller, blurred cut-outs in them, so that the
+network does not learn that whatever stands out is the subject.
 
-Stamps were looked at by eye and are taken but for the signs. Drawings come unsorted, so they must
-pass `single_subject`; and because some show what a stamp shows, whatever looks like a stamp that is
-left out, or like an earlier drawing, is left out too.
+Stamps were looked at by eye, and all are taken except signs. Drawings come unsorted, so they must
+pass `single_subject`; because some show what a stamp shows, anything that looks like a stamp that
+was left out, or like an earlier drawing, is left out too.
 """
 
 import argparse
@@ -30,11 +30,10 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from src.runtime.console import UserError, log
-from src.runtime.files import replacing
+from src.runtime.tables import write_table
 from src.inputs.discovery import COLUMNS
 from src.data.pairs import read_pairs
 from src.tools.soft_parts import with_soft_part
@@ -99,7 +98,7 @@ def stamps(folder):
 
 
 def drawings(paths, title, rng):
-    """(name, RGBA image) of the drawings that show one solid subject, in an order of chance."""
+    """(name, RGBA image) of the drawings that show one solid subject, in random order."""
     shortest, longest = DRAWING_SIDES
     for path in rng.permutation(np.array(paths, dtype=object)):
         image = trimmed(path, longest)
@@ -295,7 +294,7 @@ def main(argv=None):
     parser.add_argument("out", type=Path, help="folder to write")
     parser.add_argument("packages", type=Path, nargs="+", help=".deb files and .tgz tarballs")
     parser.add_argument("--leave-out", type=Path, metavar="FILE",
-                        help="names of stamps, one a line, that validation needs unseen")
+                        help="names of stamps that validation needs unseen, one per line")
     parser.add_argument("--add", type=Path, metavar="CSV", nargs="+", default=[],
                         help=f"training rows to add to train.csv, {ADDED_TIMES} times over")
     parser.add_argument("--photographs", type=Path, metavar="FOLDER", nargs="+", default=[],
@@ -318,8 +317,7 @@ def main(argv=None):
         return 2
     rows = [(name, "") for name in names]
     rows += ADDED_TIMES * added
-    with replacing(out / "train.csv") as part:
-        pd.DataFrame(rows, columns=COLUMNS).to_csv(part, index=False)
+    write_table(out / "train.csv", rows, COLUMNS)
     log(f"Wrote {len(names)} cut-outs and {backdrops} backdrops to {out}; train.csv has "
         f"{len(rows)} rows")
     return 0

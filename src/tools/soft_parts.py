@@ -1,4 +1,4 @@
-"""Soft and thin parts drawn onto RGBA cut-outs: glow, smoke, strands, veils, holes (for make_dataset).
+"""Soft and thin parts drawn onto RGBA cut-outs: glow, smoke, strands, veils, holes.
 
 Cut-outs of packages are solid; MAGICK's hair, smoke and glass are not. Each function takes and
 returns float32 [H,W,4] in [0,1], colours not premultiplied.

@@ -4,8 +4,6 @@ import ast
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from types import SimpleNamespace
 
@@ -13,7 +11,8 @@ import pandas as pd
 import pytest
 import torch
 
-from conftest import ROOT, load_modules, run_script, write_pairs
+from conftest import ROOT, load_modules, write_pairs
+from forked import Started, run_forked
 from src.runtime import distributed
 
 SCRIPT = ROOT / "kernel" / "main.py"
@@ -31,17 +30,15 @@ def data(tmp_path_factory):
 
 def torchrun(program, *arguments, cwd):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
-         str(program), *map(str, arguments)], cwd=cwd, env=environment, capture_output=True,
-        text=True, timeout=120)
+    return run_forked(torch.distributed.run.__file__, "--standalone", "--nproc-per-node=2", program,
+                      *arguments, cwd=cwd, environment=environment, timeout=120)
 
 
 GRADIENTS = """
 import dataclasses, sys, torch
 from pathlib import Path
 from src.config import Settings
-from src.runtime.distributed import average, join_group, leave_group
+from src.runtime.distributed import agree, average, join_group, leave_group, summed
 from src.runtime.hardware import Machine, prepare_machine
 from src.runtime.processes import rank, world_size
 from src.data.augment import JointAugment
@@ -70,17 +67,25 @@ train_step(run, first)
 average(run.statistics())
 torch.save({"gradients": gradients, "state": model.state_dict(), "paths": first["path"]},
            Path(sys.argv[2]) / f"{world_size()}-{rank()}.pth")
+if world_size() == 2:
+    tensors = [torch.full((3,), float(rank())), torch.tensor(7 + rank())]
+    for _ in range(2):
+        average(tensors)
+        assert tensors[0].tolist() == [0.5] * 3 and tensors[1].item() == 7 + rank()
+    assert summed(torch.ones(2).numpy() * (1 + rank())).tolist() == [3, 3]
+    assert agree(rank() == 1, False) == [True, False]
 leave_group()
 """
 
 
 def test_gradients_are_those_of_the_doubled_batch(data, tmp_path):
+    """And statistics meet at their mean, numbers at their sum, flags at whether any is set."""
     (tmp_path / "gradients.py").write_text(GRADIENTS)
     arguments = (data[1], tmp_path)
     done = torchrun(tmp_path / "gradients.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    alone = subprocess.run([sys.executable, "gradients.py", *map(str, arguments)], cwd=tmp_path,
-                           env={**os.environ, "PYTHONPATH": str(ROOT)})
+    alone = run_forked(tmp_path / "gradients.py", *arguments, cwd=tmp_path,
+                       environment={**os.environ, "PYTHONPATH": str(ROOT)})
     assert alone.returncode == 0
     one, first, second = (torch.load(tmp_path / f"{name}.pth") for name in ("1-0", "2-0", "2-1"))
     assert sorted(one["paths"]) == sorted(first["paths"] + second["paths"])
@@ -92,29 +97,37 @@ def test_gradients_are_those_of_the_doubled_batch(data, tmp_path):
         assert torch.equal(value, second["state"][name])
 
 
-def test_two_processes_write_what_one_writes(data, tmp_path):
+@pytest.fixture(scope="module")
+def two(data, tmp_path_factory):
+    """(flags of a training in two processes, its finished run, its results)"""
+    folder = tmp_path_factory.mktemp("two")
+    flags = ("--mode", "train", *data, *FLAGS, "--workers", 2, "--gpus", 2, "--batch-norm", "trained",
+             "--save-minutes", 1000)
+    return flags, run_forked(SCRIPT, *flags, "--out", "out", cwd=folder), folder / "out"
+
+
+def test_two_processes_write_what_one_writes(data, two, tmp_path):
     """Trained by two, predicted by two and by one; validated by two and here. A test image that
     cannot be read gives both the same exit status."""
-    trained = run_script(SCRIPT, "--mode", "train", *data, *FLAGS, "--gpus", 2, "--out", "two",
-                         cwd=tmp_path)
+    _, trained, out = two
     assert trained.returncode == 3, trained.stderr
     assert "BLANK MASK for torn" in trained.stdout and "Traceback" not in trained.stderr
     assert trained.stdout.count("Epoch 1:") == 1
-    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
+    assert sorted(p.name for p in out.iterdir()) == [
         "metrics.csv", "preview", "problems.csv", "submission.csv", "u2netp_best.pth"]
-    best = tmp_path / "two" / "u2netp_best.pth"
-    alone = run_script(SCRIPT, *data[4:], "--checkpoint", best, "--device", "cpu", "--out", "one",
+    best = out / "u2netp_best.pth"
+    alone = run_forked(SCRIPT, *data[4:], "--checkpoint", best, "--device", "cpu", "--out", "one",
                        cwd=tmp_path)
     assert alone.returncode == 3, alone.stderr
-    one, two = ((tmp_path / name / "submission.csv").read_bytes() for name in ("one", "two"))
-    assert one == two
+    assert (tmp_path / "one" / "submission.csv").read_bytes() == (
+        out / "submission.csv").read_bytes()
 
     kernel = load_modules()
     model, machine = kernel.U2NETP(), kernel.Machine()
     model.load_state_dict(kernel.read_checkpoint(best).model_state)
     loader = kernel.share_loader(kernel.ValidationSet(kernel.read_pairs(data[3]), 64), 1, machine)
     mse = kernel.evaluate({"": model}, loader, machine, kernel.StopWatch())[""][1]
-    assert mse == pytest.approx(pd.read_csv(tmp_path / "two" / "metrics.csv").val_mse.min(), 1e-4)
+    assert mse == pytest.approx(pd.read_csv(out / "metrics.csv").val_mse.min(), 1e-4)
 
 
 # ---------------------------------------------------------------- one rule
@@ -259,11 +272,9 @@ def test_gradients_that_cannot_be_exchanged_end_in_no_group(data, tmp_path):
         "def new_group(*arguments, **named):\n"
         "    raise RuntimeError('NCCL error: unhandled system error')\n"
         "dist.new_group = new_group\nsys.exit(main.main(sys.argv[1:]))\n")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, tmp_path / "failing.py", "--mode", "train", *map(str, data),
-         *map(str, FLAGS), "--gpus", "2", "--epochs", "1", "--out", "out"], cwd=tmp_path,
-        env=environment, capture_output=True, text=True, timeout=200)
+    done = run_forked(tmp_path / "failing.py", "--mode", "train", *data, *FLAGS, "--gpus", 2,
+                      "--epochs", 1, "--out", "out", cwd=tmp_path,
+                      environment={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 3, done.stderr
     assert "cannot work with the others (NCCL error: unhandled system error)" in done.stdout
     assert "going on with one process" in done.stdout and "Epoch 1:" in done.stdout
@@ -281,7 +292,7 @@ def test_cores_are_divided_by_the_processes(monkeypatch):
 
 
 def test_an_error_of_the_user_is_said_once(data, tmp_path):
-    done = run_script(SCRIPT, "--mode", "train", *data[:4], "--test-root", "nowhere", *FLAGS,
+    done = run_forked(SCRIPT, "--mode", "train", *data[:4], "--test-root", "nowhere", *FLAGS,
                       "--gpus", 2, "--out", "out", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("--test-root nowhere: there is no such folder") == 1
@@ -292,7 +303,7 @@ def test_a_dead_rank_ends_the_run_with_its_error(data, tmp_path):
     broken = tmp_path / "broken"
     csv = write_pairs(broken, 7)
     (broken / "images" / "train3.png").write_bytes(b"no picture")
-    done = run_script(SCRIPT, "--mode", "train", "--train-csv", csv, *data[2:], *FLAGS, "--gpus", 2,
+    done = run_forked(SCRIPT, "--mode", "train", "--train-csv", csv, *data[2:], *FLAGS, "--gpus", 2,
                       "--out", "out", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert "train3.png: cannot be read as an image" in done.stderr
@@ -317,10 +328,8 @@ def on_one_rank(data, folder, what):
     """(finished process, seconds) of two processes, of which the second does something."""
     (folder / "one_rank.py").write_text(ONE_RANK.format(what=what))
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, folder / "one_rank.py", "--mode", "train", *map(str, data),
-         *map(str, FLAGS), "--gpus", "2", "--out", "out"], cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    done = run_forked(folder / "one_rank.py", "--mode", "train", *data, *FLAGS, "--gpus", 2, "--out",
+                      "out", cwd=folder, environment={**os.environ, "PYTHONPATH": str(ROOT)})
     return done, time.monotonic() - began
 
 
@@ -336,47 +345,18 @@ def test_a_killed_process_ends_the_run_within_seconds(data, tmp_path):
     assert done.returncode not in (0, 2) and seconds < 60, done.stderr
 
 
-def test_a_signal_to_the_parent_saves_and_resumes_exactly(data, tmp_path):
+def test_a_signal_to_the_parent_saves_and_resumes_exactly(two, tmp_path):
     """torchrun passes it on to each process group, and so to the loader workers."""
-    flags = ("--mode", "train", *data, *FLAGS[:-4], "--workers", 2, "--device", "cpu", "--gpus", 2,
-             "--epochs", 2, "--batch-norm", "trained", "--save-minutes", 1000, "--preview", 0)
-    whole = run_script(SCRIPT, *flags, "--out", "whole", cwd=tmp_path)
-    assert whole.returncode == 3, whole.stderr
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT, *map(str, flags), "--out", "out"], cwd=tmp_path, env=environment,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    flags, _, whole = two
+    process = Started(SCRIPT, *flags, "--out", "out", cwd=tmp_path)
     for line in process.stdout:
         if line.startswith("Epoch 1:"):
             break
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGTERM, errors
-    assert "killed by signal" not in errors
-    done = run_script(SCRIPT, *flags, "--out", "out", cwd=tmp_path)
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, text
+    assert "killed by signal" not in text
+    done = run_forked(SCRIPT, *flags, "--out", "out", cwd=tmp_path)
     assert done.returncode == 3 and "Continuing out/last.pth" in done.stdout, done.stderr
     for name in ("metrics.csv", "submission.csv", "u2netp_best.pth"):
-        assert (tmp_path / "out" / name).read_bytes() == (
-            tmp_path / "whole" / name).read_bytes(), name
-
-
-AVERAGED = """
-import sys, torch
-from src.runtime import distributed
-from src.runtime.processes import rank
-distributed.join_group()
-tensors = [torch.full((3,), float(rank())), torch.tensor(7 + rank())]
-distributed.average(tensors)
-assert tensors[0].tolist() == [0.5] * 3 and tensors[1].item() == 7 + rank()
-distributed.average(tensors)
-assert tensors[0].tolist() == [0.5] * 3
-assert distributed.summed(torch.ones(2).numpy() * (1 + rank())).tolist() == [3, 3]
-assert distributed.agree(rank() == 1, False) == [True, False]
-distributed.leave_group()
-"""
-
-
-def test_statistics_meet_at_their_mean(tmp_path):
-    (tmp_path / "averaged.py").write_text(AVERAGED)
-    done = torchrun(tmp_path / "averaged.py", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+        assert (tmp_path / "out" / name).read_bytes() == (whole / name).read_bytes(), name

@@ -96,14 +96,14 @@ def test_normalisation_is_absorbed_exactly_inside_the_image(onnx_file, items):
 @torch.no_grad()
 def test_recovered_norms_keep_the_function_and_can_be_trained(onnx_file):
     """Statistics from training images, losses on a batch of validation images."""
-    images, masks = pairs_of("val", 16, 160)
+    images, masks = pairs_of("val", 8, 160)
     model = import_onnx.import_folded(onnx_file)
     import_onnx.absorb_normalisation(model)
     before = model(images)[0]
     eval_loss = matte_loss(model(images), masks).mean().item()
     identity_loss = matte_loss(copy.deepcopy(model).train()(images), masks).mean().item()
 
-    import_onnx.recover_norms(model, pairs_of("train", 32, 160)[0].split(8))
+    import_onnx.recover_norms(model, pairs_of("train", 16, 160)[0].split(8))
     assert (model.eval()(images)[0] - before).abs().max() < 1e-4
     train_loss = matte_loss(model.train()(images), masks).mean().item()
     assert abs(train_loss / eval_loss - 1) < 0.1
