@@ -191,7 +191,7 @@ def order_chapters(modules: list[Module]) -> list[str]:
 
 
 def introduction(root: Path, chapter: str) -> str:
-    """The docstring of a folder's __init__.py, which holds nothing else. '' for a module of src/."""
+    """The docstring of a folder's __init__.py, which holds nothing else; '' for a module of src/"""
     folder = root / PACKAGE / chapter
     if not folder.is_dir():
         return ""
@@ -355,7 +355,7 @@ def replace_defaults(module: Module, path: Path, overrides: dict[str, str]) -> s
     for name in sorted(overrides, key=lambda n: (fields[n].lineno, fields[n].col_offset),
                        reverse=True):
         node, value = fields[name], getattr(settings, name)
-        literal = f"Path({str(value)!r})" if isinstance(value, Path) else repr(value)
+        literal = re.sub(r"\b(Posix|Windows)Path\(", "Path(", repr(value))
         if node.lineno != node.end_lineno:
             raise module.refuse(node, f"the default of `{name}` must stand on one line")
         line = data[node.lineno - 1]

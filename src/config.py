@@ -16,11 +16,12 @@ HELP_WIDTH = 100  # columns; every flag fits on one line
 METAVARS = {int: "N", float: "X", Path: "PATH"}
 
 
-def knob(default, group, help, *, minimum=None, choices=None, type=None):
-    """A dataclass field that is also a command line flag; `type` parses the flag's text."""
+def knob(default, group, help, *, minimum=None, choices=None, type=None, nargs=None):
+    """A dataclass field that is also a command line flag; `type` parses the flag's text, or each of
+    its values where `nargs` lets it have several."""
     metadata = {
         "group": group, "help": help, "minimum": minimum, "choices": choices,
-        "type": type or (str if choices else default.__class__),
+        "type": type or (str if choices else default.__class__), "nargs": nargs,
     }
     return field(default=default, metadata=metadata)
 
@@ -29,6 +30,13 @@ def parse_range(text):
     """'0.7,1.0' -> (0.7, 1.0)"""
     low, high = (float(part) for part in text.split(","))
     return low, high
+
+
+def parse_flag(text):
+    """'true' -> True"""
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,9 @@ class Settings:
     limit: int | None = knob(
         None, "run", "only the first N rows of each CSV and N test images", minimum=1, type=int)
     seed: int = knob(42, "run", "the same seed and data give the same result", minimum=0)
+    network: str = knob(
+        "auto", "run", "u2netp, u2net (40 times larger), auto: the checkpoint's, else u2netp",
+        choices=("auto", "u2netp", "u2net"))
     device: str = knob("auto", "run", "auto, cpu, cuda, cuda:1, ...")
     amp: str = knob(
         "auto", "run", "auto, off, fp16, bf16; auto: by the card, off on the CPU",
@@ -67,9 +78,12 @@ class Settings:
     sample_csv: Path | None = knob(
         None, "files", "sample submission with the rows to write [Kaggle: by its columns]",
         type=Path)
-    checkpoint: Path | None = knob(
-        None, "files", "weights to start from or predict with [Kaggle: an attached .pth]",
-        type=Path)
+    checkpoint: tuple[Path, ...] | None = knob(
+        None, "files", "weights to start from or predict with; of several the alphas are averaged",
+        type=Path, nargs="+")
+    ensemble: bool = knob(
+        False, "files", "true: average over all attached checkpoints of this project",
+        type=parse_flag)
     backgrounds: Path | None = knob(
         None, "files", "photographs to put RGBA cut-outs on, beside drawn backdrops", type=Path)
     out: Path | None = knob(
@@ -88,7 +102,7 @@ class Settings:
         (0.7, 1.0), "training", "LOW,HIGH: a crop's side as a share of the image's shorter side",
         type=parse_range)
     schedule: str = knob(
-        "plateau", "training", "plateau: halve lr when validation stalls; cosine: warm up, then decay",
+        "plateau", "training", "plateau: halve lr when validation stalls; cosine: warm up, decay",
         choices=("plateau", "cosine"))
     # Short runs never reach a half-life; then validation prefers the plain weights.
     ema: int = knob(
@@ -133,7 +147,7 @@ def command_line():
     """The argparse parser made of the fields of `Settings`."""
     parser = argparse.ArgumentParser(
         usage="python kernel/main.py [--flag VALUE ...]", allow_abbrev=False,
-        description="Train U2-NetP to predict alpha, and write submission.csv for a folder of test "
+        description="Train U2-Net to predict alpha, and write submission.csv for a folder of test "
         "images. Without data it makes a small demonstration set. [In brackets: the default]",
         formatter_class=partial(argparse.HelpFormatter, max_help_position=26, width=HELP_WIDTH),
     )
@@ -146,7 +160,7 @@ def command_line():
         choices = item.metadata["choices"]
         group.add_argument(
             flag_of(item.name), type=item.metadata["type"], choices=choices, default=item.default,
-            metavar=METAVARS.get(item.metadata["type"], "NAME"),
+            metavar=METAVARS.get(item.metadata["type"], "NAME"), nargs=item.metadata["nargs"],
             help=item.metadata["help"] + shown,
         )
     return parser
@@ -154,6 +168,12 @@ def command_line():
 
 def default_text(value):
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def settings_of(values):
+    """`Settings` of what argparse has parsed"""
+    return Settings(**{name: tuple(value) if isinstance(value, list) else value
+                       for name, value in vars(values).items()})
 
 
 def parse_settings(argv=None):
@@ -168,7 +188,7 @@ def parse_settings(argv=None):
         near = get_close_matches(unknown[0].split("=")[0], flags, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         parser.error(f"unknown argument {unknown[0]}{hint}")
-    settings = Settings(**vars(values))
+    settings = settings_of(values)
     try:
         check_settings(settings)
     except ValueError as error:
@@ -185,7 +205,7 @@ def settings_from(values):
     parser.exit_on_error = False
     argv = [f"{flag_of(name)}={text}" for name, text in values.items()]
     try:
-        settings = Settings(**vars(parser.parse_args(argv)))
+        settings = settings_of(parser.parse_args(argv))
     except argparse.ArgumentError as error:
         raise ValueError(str(error)) from None
     check_settings(settings)

@@ -27,13 +27,13 @@ from src.inputs.places import (
 from src.data.pairs import Splits, read_pairs, shared_images, split_off
 from src.data.datasets import without_unreadable
 from src.data.demo import demo_places, make_demo
-from src.network.u2net import U2NETP
-from src.network.checkpoint import read_checkpoint, write_checkpoint
+from src.network.u2net import NETWORKS
+from src.network.checkpoint import network_of, read_checkpoint, write_checkpoint
 from src.training.state import unfinished
 from src.training.loop import train, write_skipped
 from src.prediction.calibration import choose_calibration
-from src.prediction.choice import candidate_sizes, choose_recipe
-from src.prediction.predictor import make_predictor
+from src.prediction.choice import candidate_sizes, choose_recipe, compare_members
+from src.prediction.predictor import Ensemble, make_ensemble, make_predictor
 from src.prediction.recipe import Recipe, read_recipe, stored_form
 from src.results.preview import (
     save_submission_preview, save_training_preview, save_validation_preview, spread,
@@ -57,15 +57,14 @@ def run(settings):
     describe(inputs, settings, training, len(tests))
     splits = find_pairs(inputs, settings, training, machine)
 
-    model, metrics = U2NETP(), []
-    if checkpoint:
-        model.load_state_dict(checkpoint.model_state)
+    model, metrics = start_model(checkpoint, settings.network), []
     if training:
         reserve = partial(seconds_after_training, len(splits.val), len(tests))
         metrics = train(model, splits, settings, machine, inputs, stop, reserve)
         recipe = Recipe(settings.train_size)
 
     predictor = make_predictor(model, recipe, machine)
+    predictor = with_others(predictor, checkpoint, inputs, settings, splits.val)
     predictor = with_open_choices(predictor, settings, splits.val, stop)
     if training and rank() == 0:
         write_checkpoint(inputs.out / BEST_CHECKPOINT, model.state_dict(),
@@ -82,7 +81,7 @@ def run(settings):
         draw_previews(settings.preview, shown, metrics, inputs.out)
         if len(metrics) == settings.epochs:
             (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
-        summarise(predictor.recipe, errors, rate, problems, inputs.out, status)
+        summarise(predictor.recipes, errors, rate, problems, inputs.out, status)
     return status
 
 
@@ -110,9 +109,19 @@ def find(settings):
     """
     inputs = find_inputs(settings)
     checkpoint = read_checkpoint(inputs.checkpoint) if inputs.checkpoint else None
+    if checkpoint and settings.network not in ("auto", checkpoint.network):
+        if settings.checkpoint:
+            raise UserError(f"--network {settings.network}: {checkpoint.path} holds "
+                            f"{checkpoint.network}; leave --network out, or name other weights")
+        log(f"{checkpoint.path} is left aside: it holds {checkpoint.network}")
+        inputs, checkpoint = replace(inputs, checkpoint=None), None
     ours = checkpoint is not None and bool(checkpoint.recipe)
     continues = unfinished(inputs) is not None and inputs.train_csv is not None
-    training = settings.mode == "train" or (settings.mode == "auto" and (not ours or continues))
+    if settings.mode == "train" and inputs.others:
+        raise UserError("--mode train: training starts from one checkpoint; name one with "
+                        "--checkpoint, without --ensemble")
+    training = settings.mode == "train" or (
+        settings.mode == "auto" and not inputs.others and (not ours or continues))
     demo = is_empty(inputs) and not inputs.kaggle_input
     if demo:
         inputs = replace(inputs, **demo_places(inputs.out / "demo"))
@@ -135,12 +144,21 @@ def show_demo(inputs, seed):
     wait_for_all()
 
 
+def start_model(checkpoint, network):
+    """The network that a run starts from: the checkpoint's, else one with random weights."""
+    if checkpoint:
+        return network_of(checkpoint)
+    return NETWORKS["u2netp" if network == "auto" else network]()
+
+
 def describe(inputs, settings, training, test_count):
     """The header of the log: what was found and what will be done."""
     log(f"Mode: {'train and predict' if training else 'predict'} {test_count} test images")
     for name in ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint", "unfinished",
                  "out"):
         log(f"  {name}: {getattr(inputs, name) or '-'}")
+    for path in inputs.others:
+        log(f"  averaged with: {path}")
     log("Settings: " + ", ".join(f"{name} {value}" for name, value in vars(settings).items()
                                  if value is not None and not hasattr(inputs, name)))
     if training and inputs.checkpoint is None:
@@ -173,25 +191,55 @@ def find_pairs(inputs, settings, training, machine):
 
 
 def seconds_after_training(val_count, test_count, val_seconds):
-    """What must be left of the time when training ends: two validations, the choice of a recipe (at
-    two sizes, with and without mirroring), a calibration, the final score and the prediction (by
-    the slowest recipe, with decoding and encoding), half as much again for safety, and half a
-    minute.
+    """What must be left of the time when training ends: two validations, the choice of a recipe (two
+    sizes, with and without mirroring), a calibration, the final score and the prediction (by the
+    slowest recipe, both sizes mirrored, with decoding and encoding), half as much again for safety,
+    and half a minute.
 
     val_seconds: what a validation image takes, all processes together.
     """
     overhead = 0.2 / world_size()
     recipes = min(val_count, 64) * (6 * val_seconds + 4 * overhead)
-    calibration = 2 * val_count * (4 * val_seconds + overhead)
-    prediction = test_count * (4 * val_seconds + overhead)
+    calibration = 2 * val_count * (6 * val_seconds + overhead)
+    prediction = test_count * (6 * val_seconds + overhead)
     return 1.5 * (2 * val_count * val_seconds + recipes + calibration + prediction) + 30
+
+
+def with_others(predictor, checkpoint, inputs, settings, val_pairs):
+    """The predictor, or the `Ensemble` of it and of the inputs' other checkpoints.
+
+    The same weights count once. With --ensemble a checkpoint without a recipe is not of this
+    project, and left out.
+    """
+    members = {str(inputs.checkpoint): predictor}
+    seen = {weights_digest(checkpoint): inputs.checkpoint} if inputs.others else {}
+    for path in inputs.others:
+        other = read_checkpoint(path)
+        same = seen.setdefault(weights_digest(other), path)
+        if same != path or path == inputs.checkpoint:
+            log(f"{path} has the weights of {same}, and counts once")
+        elif settings.ensemble and not other.recipe:
+            log(f"{path} is left out: it has no recipe, so it is not of this project")
+        else:
+            recipe = read_recipe(other, predictor.sizes[0])
+            members[str(path)] = make_predictor(network_of(other), recipe, predictor.machine)
+    if len(members) == 1:
+        return predictor
+    ensemble = make_ensemble(members.values())
+    if val_pairs:
+        compare_members(ensemble, val_pairs, members)
+    return ensemble
+
+
+def weights_digest(checkpoint):
+    return digest(tensor.numpy() for tensor in checkpoint.model_state.values())
 
 
 def with_open_choices(predictor, settings, val_pairs, stop):
     """The predictor with what its recipe leaves open chosen on validation data, where there are
     any; --predict-size and --calibration take precedence."""
     recipe = predictor.recipe
-    if recipe.calibration is None and val_pairs:
+    if recipe.calibration is None and val_pairs and not isinstance(predictor, Ensemble):
         sizes = [settings.predict_size] if settings.predict_size else (
             candidate_sizes(recipe.predict_size))
         predictor = choose_recipe(predictor, val_pairs, sizes)
@@ -228,7 +276,7 @@ def predict_tests(predictor, tests, csv, stop):
     """Write the submission, going on where an interrupted run of the same weights and recipe
     stopped; returns [(name, why its mask is blank)]."""
     state = [tensor.cpu() for tensor in predictor.network.state_dict().values()]
-    key = digest([*state, np.array([repr(predictor.recipe), *map(str, tests)])])
+    key = digest([*state, np.array([repr(predictor.recipes), *map(str, tests)])])
     share = shard(tests)
     write_shard(csv, key, [test.name for test in share], lambda done: stop.guarded(
         predictor.masks(share, done)))
@@ -264,12 +312,13 @@ def draw_previews(count, shown, metrics, out):
             log(f"preview/{name} was not drawn: {error}")
 
 
-def summarise(recipe, errors, images_per_second, problems, out, status):
+def summarise(recipes, errors, images_per_second, problems, out, status):
     """The end of the log: how good, how fast, what was written, what could not be read. The last
     goes into problems.csv too."""
     write_table(out / PROBLEMS, problems, ["filename", "reason"])
-    shown = ", ".join(f"{k} {v}" for k, v in vars(recipe).items() if k != "curve")
-    log(f"Done in {time.time() - STARTED:.0f} s. Recipe: {shown}")
+    log(f"Done in {time.time() - STARTED:.0f} s")
+    for recipe in recipes:
+        log("  recipe: " + ", ".join(f"{k} {v}" for k, v in vars(recipe).items() if k != "curve"))
     if errors:
         mse = np.mean(errors)
         log(f"  validation MSE {mse:.6f} in 0..1, {mse * 255**2:.1f} in 0..255, over {len(errors)} "

@@ -97,6 +97,24 @@ def test_weights_without_a_recipe_are_trained_on(start, small_data):
     assert best["recipe"]["calibration"] == "notebook"
 
 
+def test_the_large_network_trains_and_predicts(start, small_data):
+    """From random weights: the shipped ones would be of the other network. Then by its checkpoint."""
+    done = start("--network", "u2net", "--mode", "train", *data_flags(small_data), *QUICK, "--limit", 2,
+                 "--preview", 0, "--ema", 0, "--out", "first")
+    assert done.returncode == 0, done.stderr
+    state = torch.load(start.folder / "first" / "u2netp_best.pth", weights_only=True)["model_state"]
+    assert sum(t.numel() for t in state.values() if t.is_floating_point()) > 44_009_869
+    done = start("--checkpoint", "first/u2netp_best.pth", "--test-root", small_data.test, "--limit", 2,
+                 "--out", "second")
+    assert done.returncode == 0, done.stderr
+    first, second = (start.folder / name / "submission.csv" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+    done = start("--checkpoint", "first/u2netp_best.pth", "--test-root", small_data.test,
+                 "--network", "u2netp")
+    assert done.returncode == 2
+    assert "--network u2netp: first/u2netp_best.pth holds u2net; leave" in done.stderr
+
+
 def test_bad_input_is_one_sentence_and_status_2(start):
     """As a process; test_bad_input.py has the many cases, in this one."""
     done = start("--train-csv", "nowhere.csv", process=run_script)

@@ -62,6 +62,11 @@ def resized(image, size):
     return TF.resize(image, [size, size], InterpolationMode.BILINEAR)
 
 
+def network_inputs(image, sizes):
+    """{size: float32 [3,size,size] in [-1,1]} of an RGB image"""
+    return {size: image_tensor(resized(image, size)) for size in sizes}
+
+
 class TrainingSet(Dataset):
     """Augmented pairs. An item's key is (epoch, index), and all its randomness comes from (seed,
     epoch, index): it does not matter which worker makes it, or what that worker made before.
@@ -113,16 +118,19 @@ class ValidationSet(Dataset):
             resized(image, self.size), resized(alpha, self.size), self.pairs[index][0])
 
 
-class ScoredSet(ValidationSet):
-    """The same rows, with image and alpha in their own size beside the network's input."""
+class ScoredSet(Dataset):
+    """Whole pairs in their own size, beside the network's inputs: "img" is {size: image}."""
 
-    def __init__(self, pairs, size):
-        super().__init__(pairs, size)
-        self.item_bytes = tensor_bytes(size) + 4 * pixels_of(pairs[0][0])
+    def __init__(self, pairs, sizes):
+        self.pairs, self.sizes = pairs, sizes
+        self.item_bytes = sum(map(tensor_bytes, sizes)) + 4 * pixels_of(pairs[0][0])
+
+    def __len__(self):
+        return len(self.pairs)
 
     def __getitem__(self, index):
         image, alpha, _ = whole_pair(self.pairs, index)
-        return {"img": image_tensor(resized(image, self.size)), "path": self.pairs[index][0],
+        return {"img": network_inputs(image, self.sizes), "path": self.pairs[index][0],
                 "full": np.array(image), "truth": np.array(alpha)}
 
 
@@ -161,7 +169,7 @@ def pixels_of(path):
 
 
 class TestSet(Dataset):
-    """Test images as the network sees them, with their pixels, uint8 [H,W,3] of any size.
+    """Test images as {size: the network's input}, with their pixels, uint8 [H,W,3] of any size.
 
     tests: list of TestImage. Where an image cannot be read, "problem" says why, and black pixels of
     its declared size, or else of the commonest, stand in.
@@ -169,10 +177,10 @@ class TestSet(Dataset):
 
     __test__ = False  # a data set, not a test for pytest to collect
 
-    def __init__(self, tests, size):
-        self.tests, self.size = tests, size
+    def __init__(self, tests, sizes):
+        self.tests, self.sizes = tests, sizes
         width, height = self.commonest_size()
-        self.item_bytes = tensor_bytes(size) + 3 * width * height
+        self.item_bytes = sum(map(tensor_bytes, sizes)) + 3 * width * height
 
     def __len__(self):
         return len(self.tests)
@@ -180,7 +188,7 @@ class TestSet(Dataset):
     def __getitem__(self, index):
         name, path = self.tests[index]
         image, problem = self.opened(path)
-        return {"img": image_tensor(resized(image, self.size)), "name": name,
+        return {"img": network_inputs(image, self.sizes), "name": name,
                 "full": np.array(image), "problem": problem}
 
     def opened(self, path):

@@ -22,8 +22,8 @@ def discover(root):
 
     Tables are recognised by their columns: image_path is a set of pairs, filename and image_utf a
     sample submission, page_id an index of MAGICK. Among several the usual name wins, then the one
-    that says what it is, then the shallowest, then the first in the alphabet. Weights that an earlier
-    session trained win over the shipped ones. Folders are visited breadth first; images are
+    that says what it is, then the shallowest, then the first in the alphabet. Weights that an
+    earlier session trained win over the shipped ones. Folders are visited breadth first; images are
     recognised by their names alone, so that 140,000 of them cost little.
     """
     found = {kind: [] for kind in KINDS}

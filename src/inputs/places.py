@@ -41,6 +41,7 @@ class Inputs:
     unfinished: Path | None  # an attached training that may be continued
     out: Path
     kaggle_input: Path | None  # set on Kaggle only
+    others: tuple[Path, ...] = ()  # more checkpoints, whose alphas are averaged with the first's
 
 
 def find_inputs(settings, kaggle_input=KAGGLE_INPUT):
@@ -51,22 +52,29 @@ def find_inputs(settings, kaggle_input=KAGGLE_INPUT):
     on_kaggle = kaggle_input.is_dir()
     candidates = discover(kaggle_input) if on_kaggle else search_local()
     found = {name: paths[0] if paths else None for name, paths in candidates.items()}
+    others = ()
+    if settings.checkpoint:
+        others = tuple(checked(path, "checkpoint") for path in settings.checkpoint[1:])
+    elif settings.ensemble:
+        others = tuple(candidates["checkpoint"][1:])
     for name, paths in candidates.items():
         given = getattr(settings, name, None)
+        given = given[0] if isinstance(given, tuple) else given
         if given is not None:
             found[name] = checked(given, name)
-        elif len(paths) > 1:
-            others = ", ".join(map(str, paths[1:4])) + (", …" if len(paths) > 4 else "")
+        elif len(paths) > 1 and not (settings.ensemble and name == "checkpoint"):
+            rest = ", ".join(map(str, paths[1:4])) + (", …" if len(paths) > 4 else "")
             choice = ("detach the others" if name == "unfinished" else
                       f"`python build.py --set {name}=PATH` or --{name.replace('_', '-')}")
-            log(f"{name}: {paths[0]} is taken; there is also {others} (to choose: {choice})")
+            log(f"{name}: {paths[0]} is taken; there is also {rest} (to choose: {choice})")
     out = settings.out or (KAGGLE_WORKING if on_kaggle else Path("outputs"))
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
     earlier = out / BEST_CHECKPOINT
     if not settings.checkpoint and earlier.is_file():
         found["checkpoint"] = earlier  # trained here: wins over the shipped ones
-    return Inputs(**found, out=out, kaggle_input=kaggle_input if on_kaggle else None)
+    return Inputs(**found, out=out, kaggle_input=kaggle_input if on_kaggle else None,
+                  others=others)
 
 
 def checked(path, name):

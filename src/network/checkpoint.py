@@ -8,21 +8,23 @@ import torch
 
 from src.runtime.console import UserError
 from src.runtime.files import replacing
-from src.network.u2net import U2NETP
+from src.network.u2net import NETWORKS
 
 WRAPPERS = ("model_state", "state_dict", "model")  # keys under which a state_dict may lie
 PREFIXES = ("module.", "_orig_mod.")  # left by DataParallel and torch.compile
-U2NET_WIDTH = 32  # middle channels of stage1 in the 176 MB U2-Net; U2-NetP has 16
+MIDDLE = "stage1.rebnconv1.conv_s1.weight"  # 16 channels out in U2-NetP, 32 in U2-Net
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Weights that fit U2NETP, in float32, and the inference recipe that was stored with them.
+    """Weights in float32, the name in NETWORKS of the network that they fit, and the inference
+    recipe that was stored with them.
 
     recipe is None for weights that this project has not trained.
     """
 
     path: Path
+    network: str
     model_state: dict[str, torch.Tensor]
     recipe: dict | None
 
@@ -32,17 +34,18 @@ def read_checkpoint(path):
     usual prefixes, in any float type.
 
     The file is read with `weights_only=True`, so nothing in it is run. Raises UserError, naming
-    the file and what is wrong with it, for anything that is not U2-NetP with finite weights.
+    the file and what is wrong with it, for anything but U2-Net or U2-NetP with finite weights.
     """
     content = unpickled(Path(path))
     recipe = content.get("recipe") if isinstance(content, dict) else None
     state = unwrapped(content)
-    check_architecture(path, state)
+    network = "u2net" if len(state.get(MIDDLE, ())) == 32 else "u2netp"
+    check_architecture(path, network, state)
     for key, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {key} holds NaN or infinite values; take another checkpoint")
     floats = {k: t.float() if t.is_floating_point() else t for k, t in state.items()}
-    return Checkpoint(Path(path), floats, recipe)
+    return Checkpoint(Path(path), network, floats, recipe)
 
 
 def unpickled(path):
@@ -84,12 +87,13 @@ def unwrapped(content):
     return state
 
 
-def check_architecture(path, state):
-    """Raise UserError with the first differing keys unless the state_dict fits U2NETP.
+def check_architecture(path, network, state):
+    """Raise UserError with the first differing keys unless the state_dict fits the network.
 
     The counters of batches seen, which very old checkpoints lack, are filled in.
     """
-    expected = U2NETP().state_dict()
+    with torch.device("meta"):  # shapes alone
+        expected = NETWORKS[network]().state_dict()
     for key in expected:
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, torch.tensor(0))
@@ -101,13 +105,16 @@ def check_architecture(path, state):
     ]
     if not (missing_keys or unknown_keys or reshaped):
         return
-    middle = state.get("stage1.rebnconv1.conv_s1.weight")
-    if middle is not None and len(middle) == U2NET_WIDTH:
-        raise UserError(
-            f"{path}: is the full U2-Net (176 MB, 44 M parameters), not U2-NetP: {reshaped[0]}")
     first = [f"{title} {', '.join(keys[:3])}" for title, keys in
              (("missing", missing_keys), ("unknown", unknown_keys), ("shape", reshaped)) if keys]
-    raise UserError(f"{path}: is not a U2-NetP state_dict: {'; '.join(first)}")
+    raise UserError(f"{path}: is not a {network} state_dict: {'; '.join(first)}")
+
+
+def network_of(checkpoint):
+    """The checkpoint's network with its weights"""
+    model = NETWORKS[checkpoint.network]()
+    model.load_state_dict(checkpoint.model_state)
+    return model
 
 
 def halved(model_state):

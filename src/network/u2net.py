@@ -1,7 +1,8 @@
-"""U2-NetP, with the parameter names and shapes of the published weights.
+"""U2-Net and U2-NetP, with the parameter names and shapes of the published weights.
 
 Qin et al., "U2-Net: Going Deeper with Nested U-Structure for Salient Object Detection", Pattern
-Recognition 106 (2020), arXiv:2005.09007. The "P" is the small variant: 1,131,181 parameters.
+Recognition 106 (2020), arXiv:2005.09007, table 1. U2-Net has 44,009,869 parameters, U2-NetP, the
+same with fewer channels, 1,131,181.
 """
 
 import torch
@@ -69,27 +70,30 @@ class ResidualUBlock(nn.Module):
         return x + entry
 
 
-class U2NETP(nn.Module):
+class U2NET(nn.Module):
     """[B,3,H,W] in [-1,1], H and W from 32 up -> (d0, d1, ..., d6), each [B,1,H,W] in [0,1].
 
     d0 is the matte; d1 to d6 are the side maps it is fused from, for deep supervision. The sigmoid
     is applied here, once.
     """
 
-    # name: (depth of the block, channels in, dilated); the middle width is 16, the output 64
+    # name: (depth of the block, channels in, in the middle, out, dilated)
     STAGES = {
-        "stage1": (7, 3, False), "stage2": (6, 64, False), "stage3": (5, 64, False),
-        "stage4": (4, 64, False), "stage5": (4, 64, True), "stage6": (4, 64, True),
-        "stage5d": (4, 128, True), "stage4d": (4, 128, False), "stage3d": (5, 128, False),
-        "stage2d": (6, 128, False), "stage1d": (7, 128, False),
+        "stage1": (7, 3, 32, 64, False), "stage2": (6, 64, 32, 128, False),
+        "stage3": (5, 128, 64, 256, False), "stage4": (4, 256, 128, 512, False),
+        "stage5": (4, 512, 256, 512, True), "stage6": (4, 512, 256, 512, True),
+        "stage5d": (4, 1024, 256, 512, True), "stage4d": (4, 1024, 128, 256, False),
+        "stage3d": (5, 512, 64, 128, False), "stage2d": (6, 256, 32, 64, False),
+        "stage1d": (7, 128, 16, 64, False),
     }
 
     def __init__(self):
         super().__init__()
-        for name, (depth, in_channels, dilated) in self.STAGES.items():
-            self.add_module(name, ResidualUBlock(depth, in_channels, 16, 64, dilated))
+        for name, block in self.STAGES.items():
+            self.add_module(name, ResidualUBlock(*block))
         for number in range(1, 7):
-            self.add_module(f"side{number}", nn.Conv2d(64, 1, 3, padding=1))
+            _, _, _, channels, _ = self.STAGES["stage6" if number == 6 else f"stage{number}d"]
+            self.add_module(f"side{number}", nn.Conv2d(channels, 1, 3, padding=1))
         self.outconv = nn.Conv2d(6, 1, 1)
 
     def forward(self, x):
@@ -115,3 +119,14 @@ class U2NETP(nn.Module):
         ]
         fused = self.outconv(torch.cat(sides, dim=1))
         return fused, *sides
+
+
+class U2NETP(U2NET):
+    """The small variant: 16 channels in the middle of every block, 64 out."""
+
+    STAGES = {name: (depth, 3 if name == "stage1" else 128 if name.endswith("d") else 64, 16, 64,
+                     dilated)
+              for name, (depth, _, _, _, dilated) in U2NET.STAGES.items()}
+
+
+NETWORKS = {"u2netp": U2NETP, "u2net": U2NET}

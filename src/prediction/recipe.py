@@ -13,21 +13,28 @@ WAY_OUT = "take another checkpoint, or save its weights alone"
 class Recipe:
     """How to predict. A checkpoint stores it as a dict of the same names.
 
-    predict_size: side of the network's input in pixels. flip: average the alphas of the image and
-    its mirror image. refine: let edges follow the full-size image (refinement.py). calibration:
-    "none", "notebook" or "fitted" (calibration.py); None while validation data have chosen nothing.
-    curve: for "fitted", alpha at equal steps of the prediction from 0 to 1.
+    predict_size: side of the network's input in pixels, or a tuple of them to average over. flip:
+    average the alphas of the image and its mirror image. refine: let edges follow the full-size
+    image (refinement.py). calibration: "none", "notebook" or "fitted" (calibration.py); None while
+    validation data have chosen nothing. curve: for "fitted", alpha at equal steps of the prediction
+    from 0 to 1.
 
     The defaults are for weights that come without a recipe: refinement lowered the MSE of every
     network and size it was tried with, at 20 ms an image; mirroring helps less and doubles the
     time.
     """
 
-    predict_size: int = 320
+    predict_size: int | tuple[int, ...] = 320
     flip: bool = False
     refine: bool = True
     calibration: str | None = None
     curve: tuple[float, ...] | None = None
+
+    @property
+    def sizes(self):
+        """The sides of the network's input, as a tuple"""
+        several = isinstance(self.predict_size, tuple)
+        return self.predict_size if several else (self.predict_size,)
 
 
 def read_recipe(checkpoint, size):
@@ -46,8 +53,14 @@ def read_recipe(checkpoint, size):
                             f"{shortened_repr(known[name])} instead of {wanted}; {WAY_OUT}")
     if known.get("calibration") == "fitted" and not known.get("curve"):
         raise UserError(f"{checkpoint.path}: its recipe is fitted but has no curve; {WAY_OUT}")
-    curve = known.get("curve")
-    return Recipe(**{**known, "curve": tuple(curve) if curve else None})
+    return Recipe(**{name: tuple(value) if isinstance(value, list) else value
+                     for name, value in known.items()})
+
+
+def are_sizes(value):
+    """Whether this is a side of the network's input, or a list of some."""
+    sides = value if isinstance(value, (list, tuple)) else [value]
+    return len(sides) > 0 and all(type(side) is int and side in SIZES for side in sides)
 
 
 def is_curve(value):
@@ -60,8 +73,7 @@ def is_curve(value):
 
 
 CHECKS = {  # of a stranger's recipe: whether a value makes sense, and what would
-    "predict_size": (lambda value: type(value) is int and value in SIZES,
-                     f"a whole number from {SIZES[0]} to {SIZES[-1]}"),
+    "predict_size": (are_sizes, f"a whole number from {SIZES[0]} to {SIZES[-1]}"),
     "flip": (lambda value: isinstance(value, bool), "True or False"),
     "refine": (lambda value: isinstance(value, bool), "True or False"),
     "calibration": (lambda value: value in (None, *CALIBRATIONS), " or ".join(CALIBRATIONS)),

@@ -37,7 +37,7 @@ class NoGroup(Exception):
 
 
 def relaunch(gpus, device):
-    """Run the same command under torchrun, one process per card, unless this already is one of them.
+    """Run the same command under torchrun, one process per card, unless this already is one.
 
     gpus: how many to use, None for all. On the CPU it counts processes, and None is one. Returns
     the exit status, of the first process that failed; None where this process is to do the work,

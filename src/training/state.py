@@ -146,6 +146,7 @@ def configuration_of(settings, model, splits):
     photographs = [os.path.basename(path) for path in splits.train.photographs]
     configuration = {
         **{name: getattr(settings, name) for name in DECISIVE}, "processes": world_size(),
+        "network": type(model).__name__,
         "training rows": digest((splits.train.images, splits.train.alphas)),
         "validation rows": digest((splits.val.images, splits.val.alphas)),
         "backgrounds": digest([np.array(photographs)]) if photographs else None,

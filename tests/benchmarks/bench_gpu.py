@@ -5,8 +5,8 @@
 Needs the checkout and the kernel's own packages. First the smoke: training of the demonstration set
 in each precision, killed and resumed, validation, calibration, prediction; its masks against those
 that the CPU predicts with the same weights. Then speed: training against the notebook's own loop
-at batches of 4 and 32, prediction against the notebook's at 1024. --device cpu tries the check
-itself where there is no card.
+at batches of 4 and 32 for both networks, prediction against the notebook's at 1024. --device cpu
+tries the check itself where there is no card.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ from src.data.datasets import ShuffledEpochs, TrainingSet, make_loader  # noqa: 
 from src.data.demo import demo_places, make_demo  # noqa: E402
 from src.data.images import open_image  # noqa: E402
 from src.data.pairs import read_pairs  # noqa: E402
-from src.network.u2net import U2NETP  # noqa: E402
+from src.network.u2net import NETWORKS, U2NETP  # noqa: E402
 from src.training.loop import STEPS_PER_CHECK, Run, train_epoch  # noqa: E402
 from src.prediction.predictor import make_predictor  # noqa: E402
 from src.prediction.recipe import Recipe  # noqa: E402
@@ -63,8 +64,8 @@ def finished(process):
 def train_killed_and_resumed(folder, device, amp):
     """What the second half of a training said that was killed after its first epoch. The results
     are in folder/out."""
-    flags = ("--mode", "train", "--device", device, "--amp", amp, "--epochs", 2, "--train-size", 128,
-             "--gpus", 1, "--out", "out")
+    flags = ("--mode", "train", "--device", device, "--amp", amp, "--epochs", 2, "--train-size",
+             128, "--gpus", 1, "--out", "out")
     process = kernel(folder, *flags)
     for line in process.stdout:
         if line.startswith("Epoch 1:"):
@@ -111,7 +112,7 @@ class Timed:
             yield batch
 
 
-def our_training(csv, device, batch):
+def our_training(csv, device, batch, network):
     """(samples/s, share of the time that waits for data) of our train_epoch, automatic precision"""
     settings = dataclasses.replace(Settings(), train_size=SIZE, train_batch=batch)
     machine = machine_for(device, "auto", None)
@@ -119,7 +120,7 @@ def our_training(csv, device, batch):
     pairs = pairs.where(np.resize(np.arange(len(pairs)), CHECKS * STEPS_PER_CHECK * batch))
     data = TrainingSet(pairs, JointAugment(SIZE, settings.crop_scale), settings.seed)
     loader = Timed(make_loader(data, batch, machine, ShuffledEpochs(len(pairs), settings.seed)))
-    run = Run(U2NETP(), settings, machine, len(loader), frozen_norms=True)
+    run = Run(NETWORKS[network](), settings, machine, len(loader), frozen_norms=True)
     marks = []
 
     def mark():
@@ -132,21 +133,21 @@ def our_training(csv, device, batch):
     return steps * batch / seconds, waited / seconds
 
 
-def notebook_training(csv, device, batch):
+def notebook_training(csv, device, batch, network):
     """samples/s of the notebook's loop, float32"""
-    model = U2NETP().to(device)
+    model = NETWORKS[network]().to(device)
     steps = STEPS_PER_CHECK * 2
     marks = [time.perf_counter() for _, _ in zip(
         range(steps), training_steps(model, csv, SIZE, str(device), batch))]
     return batch * (steps // 2) / (marks[-1] - marks[steps // 2 - 1])
 
 
-def our_prediction(folder, device):
+def our_prediction(folder, device, network="u2netp"):
     """images/s from file to mask: 320, refined"""
     machine = machine_for(device, "auto", None)
     paths = list_images(folder)
     tests = [TestImage(str(i), paths[i % len(paths)]) for i in range(PREDICTIONS)]
-    predictor = make_predictor(U2NETP(), Recipe(SIZE), machine)
+    predictor = make_predictor(NETWORKS[network](), Recipe(SIZE), machine)
     list(predictor.masks(tests[:4]))
     began = time.perf_counter()
     list(predictor.masks(tests))
@@ -171,18 +172,23 @@ def measure(device, folder):
     """Print a line for each figure of speed and memory."""
     make_demo(folder, seed=0)
     places = demo_places(folder)
-    for batch in (4, 32) if device.type == "cuda" else (2,):
-        if device.type == "cuda":
+    on_card = device.type == "cuda"
+    for network, batch in product(NETWORKS, (4, 32)) if on_card else [("u2netp", 2)]:
+        what = f"{network}, training, batch {batch}"
+        if on_card:
             torch.cuda.reset_peak_memory_stats()
-        rate, waiting = our_training(places["train_csv"], device, batch)
-        say(f"training, batch {batch}", f"{rate:.1f} samples/s")
-        say(f"training, batch {batch}, share that waits for data", f"{waiting:.0%}")
-        if device.type == "cuda":
+        rate, waiting = our_training(places["train_csv"], device, batch, network)
+        say(what, f"{rate:.1f} samples/s")
+        say(f"{what}, share that waits for data", f"{waiting:.0%}")
+        if on_card:
             peak = torch.cuda.max_memory_allocated() / 2**30
-            say(f"training, batch {batch}, peak memory", f"{peak:.2f} GiB")
-        theirs = notebook_training(places["train_csv"], device, batch)
-        say(f"training, batch {batch}, the notebook's loop", f"{theirs:.1f} samples/s")
-        say(f"training, batch {batch}, ratio", f"{rate / theirs:.2f}")
+            say(f"{what}, peak memory", f"{peak:.2f} GiB")
+        theirs = notebook_training(places["train_csv"], device, batch, network)
+        say(f"{what}, the notebook's loop", f"{theirs:.1f} samples/s")
+        say(f"{what}, ratio", f"{rate / theirs:.2f}")
+    if on_card:
+        rate = our_prediction(places["test_root"], device, "u2net")
+        say("u2net, prediction at 320, mask of 1024", f"{rate:.2f} images/s")
     rate, theirs = (predict(places["test_root"], device)
                     for predict in (our_prediction, notebook_prediction))
     say("prediction at 320, mask of 1024", f"{rate:.2f} images/s")
@@ -201,7 +207,8 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             text = train_killed_and_resumed(Path(folder), name, amp)
             resumed = "Continuing out/last.pth" in text and "Epoch 2:" in text
-            say(f"smoke, {amp}: killed, resumed, validated, predicted", "ok" if resumed else "FAILED")
+            say(f"smoke, {amp}: killed, resumed, validated, predicted",
+                "ok" if resumed else "FAILED")
             difference = mask_difference(Path(folder), name)
             say(f"smoke, {amp}: largest difference of masks from the CPU's", f"{difference} of 255")
     with tempfile.TemporaryDirectory() as folder:

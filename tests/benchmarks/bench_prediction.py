@@ -32,8 +32,7 @@ sys.path.insert(0, str(ROOT))
 from notebook import predicted  # noqa: E402
 from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
 from src.inputs.places import list_tests  # noqa: E402
-from src.network.checkpoint import read_checkpoint  # noqa: E402
-from src.network.u2net import U2NETP  # noqa: E402
+from src.network.checkpoint import network_of, read_checkpoint  # noqa: E402
 from src.prediction.predictor import make_predictor  # noqa: E402
 from src.prediction.recipe import Recipe, read_recipe  # noqa: E402
 from src.results.submission import decode_mask, merge_submission, write_shard  # noqa: E402
@@ -71,8 +70,7 @@ SYSTEMS = ("notebook", "ours at 1024", "our recipe")
 def measure(system, checkpoint, tests, csv):
     """{"seconds": an image, "peak": MB} of one system in this process, workers included."""
     content = read_checkpoint(checkpoint)
-    model = U2NETP()
-    model.load_state_dict(content.model_state)
+    model = network_of(content)
     began = time.perf_counter()
     if system == "notebook":
         notebook(model, tests, csv)

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_training.py --train-csv CSV [--weights u2netp.pth]
 
-Both train U2-NetP in float32 from the same weights on the same rows, batches of 4 at 320. Each
+Both train one network (--network) in float32 from the same weights on the same rows, batches of 4 at 320. Each
 measurement runs in a process of its own, in turns, because the memory settings are the process's.
 """
 
@@ -26,8 +26,8 @@ from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
 from src.data.augment import JointAugment  # noqa: E402
 from src.data.datasets import ShuffledEpochs, TrainingSet, make_loader  # noqa: E402
 from src.data.pairs import read_pairs  # noqa: E402
-from src.network.checkpoint import read_checkpoint  # noqa: E402
-from src.network.u2net import U2NETP  # noqa: E402
+from src.network.checkpoint import network_of, read_checkpoint  # noqa: E402
+from src.network.u2net import NETWORKS  # noqa: E402
 from src.training.loop import Run, train_epoch  # noqa: E402
 
 SIZE, WARM_UP, STEPS, TURNS = 320, 3, 8, 3
@@ -65,13 +65,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train-csv", type=Path, required=True)
     parser.add_argument("--weights", type=Path, help="default: random weights of one seed")
+    parser.add_argument("--network", choices=NETWORKS, default="u2netp")
     parser.add_argument("--system", choices=SYSTEMS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.system:
         torch.manual_seed(0)
-        model = U2NETP()
-        if arguments.weights:
-            model.load_state_dict(read_checkpoint(arguments.weights).model_state)
+        model = (network_of(read_checkpoint(arguments.weights)) if arguments.weights
+                 else NETWORKS[arguments.network]())
         print(json.dumps(SYSTEMS[arguments.system](arguments.train_csv, model)))
         return
     rates = {name: [] for name in SYSTEMS}

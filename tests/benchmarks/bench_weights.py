@@ -20,8 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
 from src.data.pairs import read_pairs  # noqa: E402
-from src.network.checkpoint import read_checkpoint  # noqa: E402
-from src.network.u2net import U2NETP  # noqa: E402
+from src.network.checkpoint import network_of, read_checkpoint  # noqa: E402
 from src.prediction.predictor import make_predictor  # noqa: E402
 from src.prediction.recipe import read_recipe  # noqa: E402
 from src.results.preview import save_validation_preview  # noqa: E402
@@ -41,9 +40,8 @@ def main():
     kinds = pd.read_csv(arguments.val_csv).get("backdrop", pd.Series(["all"] * len(pairs)))
     for path in arguments.checkpoints:
         checkpoint = read_checkpoint(path)
-        model = U2NETP()
-        model.load_state_dict(checkpoint.model_state)
-        predictor = make_predictor(model, read_recipe(checkpoint, 320), MACHINE)
+        predictor = make_predictor(
+            network_of(checkpoint), read_recipe(checkpoint, 320), MACHINE)
         if arguments.size:
             predictor = predictor.with_recipe(predict_size=arguments.size)
         recipe = predictor.recipe

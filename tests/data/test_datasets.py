@@ -81,9 +81,9 @@ def test_alpha_of_another_size_is_resized_and_of_another_shape_refused(kernel, t
 
 
 def test_test_images_come_with_name_and_original_size(kernel, small_data):
-    data = kernel.TestSet(kernel.list_tests(small_data.test), 64)
+    data = kernel.TestSet(kernel.list_tests(small_data.test), (64,))
     item = data[1]
-    assert (item["name"], item["full"].shape, item["img"].shape, item["problem"]) == (
+    assert (item["name"], item["full"].shape, item["img"][64].shape, item["problem"]) == (
         "10", (40, 50, 3), (3, 64, 64), "")
 
 
@@ -220,13 +220,13 @@ def test_an_unreadable_test_image_is_black_of_its_declared_or_the_commonest_size
     draw(folder / "11.png", np.zeros((64, 64, 3), np.uint8))
     (folder / "12.png").write_bytes(b"no image")
     tests = [*kernel.list_tests(folder), kernel.TestImage("gone", None)]
-    items = {item["name"]: item for item in kernel.TestSet(tests, 32)}
+    items = {item["name"]: item for item in kernel.TestSet(tests, (32,))}
     shapes = {name: item["full"].shape for name, item in items.items()}
     assert shapes == {"2": (64, 64, 3), "10": (40, 50, 3), "11": (64, 64, 3), "12": (64, 64, 3),
                       "a.b": (90, 33, 3), "gone": (64, 64, 3)}
     assert [name for name, item in items.items() if item["problem"]] == ["10", "12", "gone"]
     assert "12.png: cannot be read" in items["12"]["problem"] and not items["12"]["full"].any()
-    alone = kernel.TestSet([kernel.TestImage("gone", None)], 32)
+    alone = kernel.TestSet([kernel.TestImage("gone", None)], (32,))
     assert alone[0]["full"].shape == (1024, 1024, 3)
 
 

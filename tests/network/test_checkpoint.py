@@ -42,6 +42,19 @@ def test_every_form_loads_strictly(kernel, tmp_path, state, form):
     assert checkpoint.recipe is None
 
 
+def test_the_file_says_which_network_it_holds(kernel, tmp_path, state):
+    """As the authors' u2net.pth comes: a bare state_dict of the same names, other widths."""
+    torch.manual_seed(0)
+    large = kernel.U2NET()
+    for name, model_state in (("u2netp", state), ("u2net", large.state_dict())):
+        torch.save(model_state, tmp_path / f"{name}.pth")
+        checkpoint = kernel.read_checkpoint(tmp_path / f"{name}.pth")
+        assert checkpoint.network == name
+        loaded = kernel.network_of(checkpoint)
+        assert type(loaded) is kernel.NETWORKS[name]
+    assert torch.equal(loaded.stage6.rebnconv4.conv_s1.weight, large.stage6.rebnconv4.conv_s1.weight)
+
+
 def test_the_old_file_format_loads(kernel, tmp_path, state):
     torch.save(state, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert kernel.read_checkpoint(tmp_path / "old.pth").model_state.keys() == state.keys()
@@ -81,7 +94,7 @@ def refused_files(folder, kernel, state):
     with zipfile.ZipFile(folder / "photos.zip", "w") as archive:
         archive.writestr("a.txt", "a")
     return {
-        "U2-Net": (save("u2net.pth", wide), r"full U2-Net.*stage1\.rebnconv1\.conv_s1\.weight"),
+        "half U2-Net": (save("u2net.pth", wide), r"not a u2net state_dict: shape stage1\.rebnconv"),
         "another network": (save("other.pth", {"fc.weight": torch.zeros(1)}),
                             r"missing stage1\.rebnconvin\.conv_s1\.weight.*unknown fc\.weight"),
         "other shape": (save("shape.pth", {**state, key: torch.zeros(1)}), f"shape {key}"),
@@ -100,7 +113,7 @@ def refused_files(folder, kernel, state):
 
 
 @pytest.mark.parametrize("case", [
-    "U2-Net", "another network", "other shape", "no dict", "numbers", "truncated", "empty", "LFS",
+    "half U2-Net", "another network", "other shape", "no dict", "numbers", "truncated", "empty", "LFS",
     "web page", "text", "zip", "code", "NaN"])
 def test_what_cannot_be_used_is_refused_in_one_sentence(kernel, tmp_path, state, case):
     path, says = refused_files(tmp_path, kernel, state)[case]

@@ -31,7 +31,8 @@ def test_the_predictor_predicts_what_the_network_does(kernel, size):
     model = trained(kernel)
     state = {key: value.clone() for key, value in model.state_dict().items()}
     images = torch.rand(2, 3, size, size) * 2 - 1
-    fast = kernel.make_predictor(model, kernel.Recipe(), kernel.Machine()).once({"img": images})
+    fast = kernel.make_predictor(model, kernel.Recipe(), kernel.Machine()).once(
+        {"img": {size: images}}, size)
     with torch.no_grad():
         assert (fast - model(images)[0]).abs().max() < 1e-5
         assert torch.equal(model.matte(images), model(images)[0])
@@ -111,10 +112,10 @@ def test_resizing_keeps_constants_and_range(kernel, width, height):
 
 
 def test_training_in_bf16_predicts_in_float32(kernel):
-    model, batch = trained(kernel), {"img": torch.rand(1, 3, 64, 64) * 2 - 1}
+    model, batch = trained(kernel), {"img": {64: torch.rand(1, 3, 64, 64) * 2 - 1}}
     full, mixed = (kernel.make_predictor(model, kernel.Recipe(), kernel.Machine(dtype=dtype))
                    for dtype in (None, torch.bfloat16))
-    assert torch.equal(full.once(batch), mixed.once(batch))
+    assert torch.equal(full.once(batch, 64), mixed.once(batch, 64))
 
 
 def test_a_prediction_that_is_not_finite_names_its_image(kernel, small_data):
@@ -150,3 +151,33 @@ def test_refinement_is_for_images_larger_than_the_input_only(kernel):
     full = torch.randint(0, 256, (1, 130, 140, 3), dtype=torch.uint8)
     plain, refined = (kernel.at_full_size(alpha, small, full, flag) for flag in (False, True))
     assert plain.shape == refined.shape == (130, 140) and not np.array_equal(plain, refined)
+
+
+def test_several_sizes_are_averaged(kernel, small_data):
+    tests = kernel.list_tests(small_data.test)
+    model = trained(kernel)
+    both, *each = (
+        [mask.astype(float) for _, mask, _ in predictor(kernel, model, size).masks(tests)]
+        for size in ((32, 64), 32, 64))
+    for mean, small, large in zip(both, *each):
+        assert np.abs(mean - (small + large) / 2).max() <= 1  # rounded before and after
+    assert any((small != large).any() for small, large in zip(*each))
+
+
+def test_an_ensemble_is_the_mean_of_its_members_masks(kernel, small_data):
+    """Each with its own size, mirroring and refinement; the calibration is the whole's."""
+    tests = kernel.list_tests(small_data.test)
+    members = [predictor(kernel, trained(kernel), 32, flip=True),
+               predictor(kernel, trained(kernel), (32, 64), refine=True),
+               predictor(kernel, EchoRed(), 48, calibration="notebook")]
+    ensemble = kernel.make_ensemble(members)
+    assert ensemble.sizes == (32, 64, 48)
+    members[2] = members[2].with_recipe(calibration=None)
+    masks = [[mask.astype(float) for _, mask, _ in each.masks(tests)]
+             for each in (ensemble, *members)]
+    for mean, *own in zip(*masks):
+        assert np.abs(mean - np.mean(own, axis=0)).max() <= 1
+    stretched = ensemble.with_recipe(calibration="notebook", predict_size=64)
+    assert [each.recipe.predict_size for each in stretched.members] == [64, 64, 64]
+    assert {each.calibration for each in stretched.recipes} == {"notebook"}
+    assert next(stretched.masks(tests))[1].min() == 0

@@ -29,6 +29,8 @@ def test_what_is_missing_takes_its_default(kernel, checkpoint, size):
     ("320", "its recipe is '320', not a dict"),
     ({"predict_size": 20}, "has predict_size 20 instead of a whole number from 32 to 4096"),
     ({"predict_size": "320"}, "has predict_size '320' instead"),
+    ({"predict_size": []}, "has predict_size [] instead"),
+    ({"predict_size": [320, 7]}, "has predict_size [320, 7] instead"),
     ({"predict_size": True}, "has predict_size True instead"),
     ({"predict_size": 1e9}, "has predict_size 1000000000.0 instead"),
     ({"flip": "yes"}, "has flip 'yes' instead of True or False"),

@@ -123,8 +123,7 @@ def test_two_processes_write_what_one_writes(data, two, tmp_path):
         out / "submission.csv").read_bytes()
 
     kernel = load_modules()
-    model, machine = kernel.U2NETP(), kernel.Machine()
-    model.load_state_dict(kernel.read_checkpoint(best).model_state)
+    model, machine = kernel.network_of(kernel.read_checkpoint(best)), kernel.Machine()
     loader = kernel.share_loader(kernel.ValidationSet(kernel.read_pairs(data[3]), 64), 1, machine)
     mse = kernel.evaluate({"": model}, loader, machine, kernel.StopWatch())[""][1]
     assert mse == pytest.approx(pd.read_csv(out / "metrics.csv").val_mse.min(), 1e-4)

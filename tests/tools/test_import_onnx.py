@@ -16,7 +16,7 @@ from src.data.demo import draw_pair
 from src.data.images import open_image
 from src.network.checkpoint import halved, read_checkpoint, write_checkpoint
 from src.network.losses import matte_loss
-from src.network.u2net import U2NETP
+from src.network.u2net import U2NET, U2NETP
 
 WEIGHTS = ROOT / "kernel" / "weights" / "u2netp_alpha.pth"
 
@@ -70,6 +70,18 @@ def test_our_network_is_the_published_one(onnx_file, items):
         # Float32's own noise on photographs: onnxruntime without its graph optimisations is
         # 1e-4 away from onnxruntime with them.
         assert import_onnx.largest_difference(model, onnx_file, imagenet(image[None])) < 1e-4
+
+
+@torch.no_grad()
+def test_the_large_network_is_imported_too(tmp_path):
+    """By the width of its second convolution; random weights, 64 pixels."""
+    torch.manual_seed(0)
+    path = str(tmp_path / "u2net.onnx")
+    image = torch.randn(1, 3, 64, 64)
+    torch.onnx.export(U2NET().eval(), image, path, dynamo=False)
+    model = import_onnx.import_folded(path)
+    assert isinstance(model, U2NET)
+    assert import_onnx.largest_difference(model, path, image) < 2e-5
 
 
 def test_a_swapped_pair_of_layers_would_be_noticed(onnx_file):
@@ -133,7 +145,7 @@ def test_other_files_are_refused(tmp_path, capsys):
         [onnx.helper.make_node("Conv", ["x", "w", "b"], ["y"])], "g", value[:1], value[1:],
         [weight, bias])
     onnx.save(onnx.helper.make_model(graph), tmp_path / "small.onnx")
-    with pytest.raises(UserError, match="has 1 convolutions, U2-NetP has 119"):
+    with pytest.raises(UserError, match="has 1 convolutions, u2netp has 119"):
         import_onnx.import_folded(tmp_path / "small.onnx")
     assert import_onnx.main([str(tmp_path / "small.onnx"), str(tmp_path / "x.pth")]) == 2
     assert "error: " in capsys.readouterr().err and not (tmp_path / "x.pth").exists()
