@@ -309,13 +309,13 @@ def test_training_goes_on_in_the_next_session(tmp_path, namespaces):
     """The first version runs out of time; its output, attached read-only, is continued."""
     root = kaggle_input(tmp_path / "input", pairs=True)
     settings = {"mode": "train", "epochs": "2000", "save_minutes": "1000"}
-    first = kaggle_run(root, tmp_path / "first", time_limit=str(45 / 3600), **settings)
+    first = kaggle_run(root, tmp_path / "first", time_limit=str(42 / 3600), **settings)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "Time limit: training ends in epoch" in first.stdout
     attached = root / "notebooks" / "me" / "magick-alpha"
     shutil.copytree(tmp_path / "first", attached)
     before = torch.load(attached / "last.pth", weights_only=True)["training"]
-    second = kaggle_run(root, tmp_path / "second", time_limit=str(45 / 3600), **settings)
+    second = kaggle_run(root, tmp_path / "second", time_limit=str(42 / 3600), **settings)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "Continuing /kaggle/input/notebooks/me/magick-alpha/last.pth" in second.stdout
     after = pd.read_csv(tmp_path / "second" / "metrics.csv")
