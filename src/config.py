@@ -12,8 +12,7 @@ from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
-HELP_WIDTH = 100  # columns; every flag fits on one line
-METAVARS = {int: "N", float: "X", Path: "PATH"}
+HELP_WIDTH = 100  # columns
 
 
 def knob(default, group, help, *, minimum=None, choices=None, type=None, nargs=None):
@@ -39,18 +38,21 @@ def parse_flag(text):
     return text.lower() == "true"
 
 
+METAVARS = {int: "N", float: "X", Path: "PATH", parse_range: "LOW,HIGH", parse_flag: "BOOL"}
+
+
 @dataclass(frozen=True)
 class Settings:
     """What one run is asked to do. Sizes are pixels; paths are relative to the working folder."""
 
     mode: str = knob(
-        "auto", "run", "auto, train, predict; auto trains unless it finds weights trained here",
+        "auto", "run", "auto, train, predict; auto trains unless it finds our weights",
         choices=("auto", "train", "predict"))
     limit: int | None = knob(
         None, "run", "only the first N rows of each CSV and N test images", minimum=1, type=int)
     seed: int = knob(42, "run", "the same seed and data give the same result", minimum=0)
     network: str = knob(
-        "auto", "run", "u2netp, u2net (40 times larger), auto: the checkpoint's, else u2netp",
+        "auto", "run", "u2netp, u2net (44 M), auto: the checkpoint's, else u2netp",
         choices=("auto", "u2netp", "u2net"))
     device: str = knob("auto", "run", "auto, cpu, cuda, cuda:1, ...")
     amp: str = knob(
@@ -99,7 +101,7 @@ class Settings:
     train_batch: int = knob(4, "training", "crops in a batch, on each graphics card", minimum=1)
     # The notebook's crop, 512 of 1024 pixels, is `--train-size 512 --crop-scale 0.5,0.5`.
     crop_scale: tuple[float, float] = knob(
-        (0.7, 1.0), "training", "LOW,HIGH: a crop's side as a share of the image's shorter side",
+        (0.7, 1.0), "training", "a crop's side as a share of the image's shorter side",
         type=parse_range)
     schedule: str = knob(
         "plateau", "training", "plateau: halve lr when validation stalls; cosine: warm up, decay",

@@ -35,6 +35,7 @@ from src.prediction.calibration import choose_calibration
 from src.prediction.choice import candidate_sizes, choose_recipe, compare_members
 from src.prediction.predictor import Ensemble, make_ensemble, make_predictor
 from src.prediction.recipe import Recipe, read_recipe, stored_form
+from src.results.metrics import errors_of
 from src.results.preview import (
     save_submission_preview, save_training_preview, save_validation_preview, spread,
 )
@@ -69,7 +70,8 @@ def run(settings):
     if training and rank() == 0:
         write_checkpoint(inputs.out / BEST_CHECKPOINT, model.state_dict(),
                          recipe=stored_form(predictor.recipe))
-    errors = score(predictor, splits.val, stop)
+    scores = score(predictor, splits.val, stop)
+    errors = [each["mse"] for each in scores]
     shown = shown_pairs(predictor, splits.val, errors, settings.preview, stop)
 
     began = time.monotonic()
@@ -81,7 +83,8 @@ def run(settings):
         draw_previews(settings.preview, shown, metrics, inputs.out)
         if len(metrics) == settings.epochs:
             (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
-        summarise(predictor.recipes, errors, rate, problems, inputs.out, status)
+        write_table(inputs.out / "validation.csv", sorted(scores, key=lambda each: -each["mse"]))
+        summarise(predictor.recipes, scores, rate, problems, inputs.out, status)
     return status
 
 
@@ -191,8 +194,8 @@ def find_pairs(inputs, settings, training, machine):
 
 
 def seconds_after_training(val_count, test_count, val_seconds):
-    """What must be left of the time when training ends: two validations, the choice of a recipe (two
-    sizes, with and without mirroring), a calibration, the final score and the prediction (by the
+    """What must be left of the time when training ends: two validations, the choice of a recipe (of
+    two sizes, with and without mirroring), a calibration, the final score and the prediction (by the
     slowest recipe, both sizes mirrored, with decoding and encoding), half as much again for safety,
     and half a minute.
 
@@ -261,12 +264,18 @@ def with_open_choices(predictor, settings, val_pairs, stop):
 
 
 def score(predictor, val_pairs, stop):
-    """The MSE of each of the first validation images at its own size, by the final recipe."""
+    """For each of the first validation images its path, its kind of backdrop if the CSV tells it,
+    and the errors of the final recipe at its own size, a dict."""
     if val_pairs is None:
         return []
-    rows = stop.guarded(predictor.validation(val_pairs.first(SCORED)))
-    return merged([float(np.square(predictor.calibrated(prediction) - truth).mean())
-                   for _, prediction, truth, _ in rows])
+    pairs = val_pairs.first(SCORED)
+    rows = stop.guarded(predictor.validation(pairs))
+    scores = merged([
+        {"image_path": path, **errors_of(predictor.calibrated(prediction), truth)}
+        for _, prediction, truth, path in rows])
+    if pairs.backdrops is None:
+        return scores
+    return [{**each, "backdrop": kind} for each, kind in zip(scores, pairs.backdrops.tolist())]
 
 
 # ---------------------------------------------------------------- predict, write, show
@@ -312,17 +321,18 @@ def draw_previews(count, shown, metrics, out):
             log(f"preview/{name} was not drawn: {error}")
 
 
-def summarise(recipes, errors, images_per_second, problems, out, status):
+def summarise(recipes, scores, images_per_second, problems, out, status):
     """The end of the log: how good, how fast, what was written, what could not be read. The last
     goes into problems.csv too."""
     write_table(out / PROBLEMS, problems, ["filename", "reason"])
     log(f"Done in {time.time() - STARTED:.0f} s")
     for recipe in recipes:
         log("  recipe: " + ", ".join(f"{k} {v}" for k, v in vars(recipe).items() if k != "curve"))
-    if errors:
-        mse = np.mean(errors)
-        log(f"  validation MSE {mse:.6f} in 0..1, {mse * 255**2:.1f} in 0..255, over {len(errors)} "
-            "images of their own size")
+    if scores:
+        mse, sad, gradient = (
+            np.mean([each[name] for each in scores]) for name in ("mse", "sad", "gradient"))
+        log(f"  validation MSE {mse:.6f} in 0..1, {mse * 255**2:.1f} in 0..255, SAD {sad:.2f}, "
+            f"gradient error {gradient:.2f}, over {len(scores)} images of their own size")
     log(f"  predicted {images_per_second:.2f} images/s")
     for path in sorted(out.glob("*.*")) + sorted(out.glob("preview/*.png")):
         if path.stat().st_mtime >= STARTED:

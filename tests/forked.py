@@ -20,7 +20,7 @@ TESTS = str(Path(__file__).resolve().parent)
 
 
 def as_script(script, arguments, cwd, environment, out, err):
-    """Run a script in this process as `python script` would, its output in the files out and err."""
+    """Run a script in this process as `python script` would, its output in out and err."""
     for path, stream in ((out, 1), (err or out, 2)):
         os.dup2(os.open(path, os.O_WRONLY), stream)
     os.chdir(cwd)

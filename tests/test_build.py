@@ -65,13 +65,13 @@ def test_imports_are_hoisted_once_and_the_rest_is_kept(tmp_path):
              "from pathlib import Path, PurePath as P\nfrom .other import separator\n\n"
              "# a comment of main\nvalue = (separator, Path, P)\n",
         other='"""Other room."""\nimport os\nfrom pathlib import Path\n\n\n'
-              'def separator():\n    """Docstring kept."""\n    return os.sep, Path()  # said why\n',
+              'def separator():\n    """Docstring kept."""\n    return os.sep, Path()  # why\n',
     )
     assert text.count("import os\n") == 1
     assert text.count("from pathlib import Path, PurePath as P") == 1
     assert "src.other" not in text.split('"""')[2] and "from .other" not in text
     for kept in ("# for the separator", "# a comment of main", '"""Docstring kept."""',
-                 "# said why", '"""Other room."""', "src/other.py"):
+                 "# why", '"""Other room."""', "src/other.py"):
         assert kept in text
     assert run(text)["separator"]()[0]
 

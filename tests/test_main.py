@@ -56,7 +56,7 @@ def test_a_fresh_machine_sees_the_whole_story(start):
     assert "DEMONSTRATION" in done.stdout and "outputs/demo" in done.stdout
     assert check_submission(out / "submission.csv", out / "demo" / "orig_1024") == ["1", "2"]
     assert sorted(p.name for p in out.iterdir()) == [
-        "demo", "metrics.csv", "preview", "submission.csv", "u2netp_best.pth"]
+        "demo", "metrics.csv", "preview", "submission.csv", "u2netp_best.pth", "validation.csv"]
     assert sorted(p.name for p in (out / "preview").iterdir()) == [
         "submission.png", "training.png", "validation.png"]
     assert "\r" not in done.stdout + done.stderr
@@ -98,14 +98,14 @@ def test_weights_without_a_recipe_are_trained_on(start, small_data):
 
 
 def test_the_large_network_trains_and_predicts(start, small_data):
-    """From random weights: the shipped ones would be of the other network. Then by its checkpoint."""
-    done = start("--network", "u2net", "--mode", "train", *data_flags(small_data), *QUICK, "--limit", 2,
-                 "--preview", 0, "--ema", 0, "--out", "first")
+    """From random weights, as the shipped ones are the other network's; then by its checkpoint."""
+    done = start("--network", "u2net", "--mode", "train", *data_flags(small_data), *QUICK,
+                 "--limit", 2, "--preview", 0, "--ema", 0, "--out", "first")
     assert done.returncode == 0, done.stderr
     state = torch.load(start.folder / "first" / "u2netp_best.pth", weights_only=True)["model_state"]
     assert sum(t.numel() for t in state.values() if t.is_floating_point()) > 44_009_869
-    done = start("--checkpoint", "first/u2netp_best.pth", "--test-root", small_data.test, "--limit", 2,
-                 "--out", "second")
+    done = start("--checkpoint", "first/u2netp_best.pth", "--test-root", small_data.test,
+                 "--limit", 2, "--out", "second")
     assert done.returncode == 0, done.stderr
     first, second = (start.folder / name / "submission.csv" for name in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()

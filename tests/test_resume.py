@@ -129,8 +129,8 @@ def test_a_second_signal_ends_at_once(data, tmp_path):
 def test_the_time_limit_leaves_a_complete_submission(data, tmp_path):
     """3000 epochs do not fit; what was promised for the end of the time is there."""
     began = time.time()
-    done = run_forked(SCRIPT, *FLAGS, *data, "--epochs", 3000, "--time-limit", LIMIT / 3600, "--out",
-                      "out", cwd=tmp_path)
+    done = run_forked(SCRIPT, *FLAGS, *data, "--epochs", 3000, "--time-limit", LIMIT / 3600,
+                      "--out", "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "Time limit: training ends in epoch" in done.stdout
     assert time.time() - began < LIMIT

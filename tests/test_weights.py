@@ -48,5 +48,5 @@ def test_it_is_as_good_as_its_card_says():
     rows = predictor.validation(read_pairs(REAL / "val.csv"))
     mse = np.mean([np.square(alpha - truth).mean() for _, alpha, truth, _ in rows])
     card = " ".join((WEIGHTS.parent / "README.md").read_text("utf-8").split())
-    (promised,) = re.findall(r"`tests/data/ai_cutouts/val.csv`, which the suite checks: (0\.\d+)", card)
+    (promised,) = re.findall(r"val.csv`, which the suite checks: (0\.\d+)", card)
     assert mse == pytest.approx(float(promised), rel=0.02)

@@ -14,6 +14,7 @@ from src.runtime.console import UserError, log
 from src.runtime.tables import near_name, no_column, read_table
 from src.inputs.discovery import COLUMNS, INDEX_COLUMN
 
+BACKDROP = "backdrop"  # optional column: the kind of backdrop, which errors are listed with
 ROWS_TO_PLACE = 20  # rows that are tried to learn which folder a CSV's paths are relative to
 HELD_OUT = 0.05  # share of the images that validate when there is no validation CSV,
 MOST_HELD_OUT = 500  # and their number at most
@@ -24,7 +25,8 @@ class Pairs:
     """Images and their alphas: two arrays of encoded paths, of one length.
 
     An empty alpha path means the alpha channel of the image itself, an RGBA cut-out as in MAGICK.
-    photographs: paths of backdrops for such cut-outs, beside the drawn ones. skipped: {path:
+    photographs: paths of backdrops for such cut-outs, beside the drawn ones. backdrops: what a
+    table's column of that name says of each pair, None without one. skipped: {path:
     reason} of the pairs that were left out, and of backdrops, because they cannot be read. Arrays,
     because loader workers share them, where a list would be copied object by object.
     """
@@ -32,6 +34,7 @@ class Pairs:
     images: np.ndarray
     alphas: np.ndarray
     photographs: tuple = ()
+    backdrops: np.ndarray | None = None
     skipped: dict = field(default_factory=dict)
 
     def __len__(self):
@@ -47,7 +50,9 @@ class Pairs:
 
     def where(self, mask):
         """The pairs at which the bool array [len] is set"""
-        return replace(self, images=self.images[mask], alphas=self.alphas[mask])
+        backdrops = None if self.backdrops is None else self.backdrops[mask]
+        return replace(self, images=self.images[mask], alphas=self.alphas[mask],
+                       backdrops=backdrops)
 
 
 class Splits(NamedTuple):
@@ -85,7 +90,8 @@ def read_pairs(csv_path, limit=None, photographs=()):
     if repeated:
         log(f"{csv_path}: {repeated} rows come more than once, and count as often")
     pairs = Pairs(placed_paths(images, image_column, csv_path),
-                  placed_paths(alphas, alpha_column, csv_path), tuple(photographs))
+                  placed_paths(alphas, alpha_column, csv_path), tuple(photographs),
+                  table[BACKDROP].to_numpy(str) if BACKDROP in table.columns else None)
     if (pairs.images == pairs.alphas).any():
         raise UserError(f"{csv_path}: {image_column} and {alpha_column} lead to the same file, "
                         f"{pairs[int(np.argmax(pairs.images == pairs.alphas))][0]}")

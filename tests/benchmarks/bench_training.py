@@ -2,8 +2,9 @@
 
     python tests/benchmarks/bench_training.py --train-csv CSV [--weights u2netp.pth]
 
-Both train one network (--network) in float32 from the same weights on the same rows, batches of 4 at 320. Each
-measurement runs in a process of its own, in turns, because the memory settings are the process's.
+Both train one network (--network) in float32 from the same weights on the same rows, batches of 4
+at 320. Each measurement runs in a process of its own, in turns, because the memory settings are the
+process's.
 """
 
 import argparse

@@ -101,8 +101,8 @@ def test_gradients_are_those_of_the_doubled_batch(data, tmp_path):
 def two(data, tmp_path_factory):
     """(flags of a training in two processes, its finished run, its results)"""
     folder = tmp_path_factory.mktemp("two")
-    flags = ("--mode", "train", *data, *FLAGS, "--workers", 2, "--gpus", 2, "--batch-norm", "trained",
-             "--save-minutes", 1000)
+    flags = ("--mode", "train", *data, *FLAGS, "--workers", 2, "--gpus", 2, "--batch-norm",
+             "trained", "--save-minutes", 1000)
     return flags, run_forked(SCRIPT, *flags, "--out", "out", cwd=folder), folder / "out"
 
 
@@ -114,7 +114,8 @@ def test_two_processes_write_what_one_writes(data, two, tmp_path):
     assert "BLANK MASK for torn" in trained.stdout and "Traceback" not in trained.stderr
     assert trained.stdout.count("Epoch 1:") == 1
     assert sorted(p.name for p in out.iterdir()) == [
-        "metrics.csv", "preview", "problems.csv", "submission.csv", "u2netp_best.pth"]
+        "metrics.csv", "preview", "problems.csv", "submission.csv", "u2netp_best.pth",
+        "validation.csv"]
     best = out / "u2netp_best.pth"
     alone = run_forked(SCRIPT, *data[4:], "--checkpoint", best, "--device", "cpu", "--out", "one",
                        cwd=tmp_path)
@@ -327,8 +328,8 @@ def on_one_rank(data, folder, what):
     """(finished process, seconds) of two processes, of which the second does something."""
     (folder / "one_rank.py").write_text(ONE_RANK.format(what=what))
     began = time.monotonic()
-    done = run_forked(folder / "one_rank.py", "--mode", "train", *data, *FLAGS, "--gpus", 2, "--out",
-                      "out", cwd=folder, environment={**os.environ, "PYTHONPATH": str(ROOT)})
+    done = run_forked(folder / "one_rank.py", "--mode", "train", *data, *FLAGS, "--gpus", 2,
+                      "--out", "out", cwd=folder, environment={**os.environ, "PYTHONPATH": str(ROOT)})
     return done, time.monotonic() - began
 
 
