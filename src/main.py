@@ -80,7 +80,7 @@ def run(settings):
     rate = len(tests) / (time.monotonic() - began)
     status = UNREADABLE_STATUS if problems and not inputs.kaggle_input else 0
     if rank() == 0:
-        draw_previews(settings.preview, shown, metrics, inputs.out)
+        draw_previews(settings.preview, shown, scores, metrics, tests, inputs.out)
         if len(metrics) == settings.epochs:
             (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
         write_table(inputs.out / "validation.csv", sorted(scores, key=lambda each: -each["mse"]))
@@ -306,11 +306,11 @@ def shown_pairs(predictor, val_pairs, errors, count, stop):
     return sorted(rows, key=lambda row: -np.square(row[1] - row[2]).mean())
 
 
-def draw_previews(count, shown, metrics, out):
+def draw_previews(count, shown, scores, metrics, tests, out):
     """Write preview/*.png; a picture that cannot be drawn costs a log line, not the run."""
-    pictures = [("validation.png", save_validation_preview, shown),
+    pictures = [("validation.png", partial(save_validation_preview, scores=scores), shown),
                 ("training.png", save_training_preview, metrics),
-                ("submission.png", partial(save_submission_preview, count=count),
+                ("submission.png", partial(save_submission_preview, tests=tests, count=count),
                  out / "submission.csv")]
     for name, draw, content in pictures if count else ():
         if not content:

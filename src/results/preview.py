@@ -5,20 +5,24 @@ from itertools import islice
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from src.runtime.console import UserError
 from src.runtime.files import replacing
+from src.data.images import open_image
 from src.prediction.predictor import to_uint8
 from src.results.submission import decode_mask, read_rows
 
 CELL, GAP, LABEL = 256, 8, 24  # pixels: side of a picture, space between two, height of a caption
 CHECK = 16  # pixels, side of a square of the checkerboard under a cut-out
+HEAD, BINS = 140, 20  # pixels, height of the panel of scores; bars in it
 PLOT = (520, 300)  # pixels, a curve's frame
 COLOURS = ("#1f5fbf", "#d2601a")
 
 
-def save_validation_preview(rows, path):
-    """One row of pictures an item of `rows`: (image, predicted alpha, true alpha, title).
+def save_validation_preview(rows, path, scores=()):
+    """One row of pictures for each of `rows`: (image, predicted alpha, true alpha, title).
 
-    image: float32 tensor [3,h,w] in [-1,1]; alphas: float arrays [H,W] in [0,1].
+    image: float32 tensor [3,h,w] in [-1,1]; alphas: float arrays [H,W] in [0,1]. scores: what
+    score_panel shows above them.
     """
     cells = []
     for image, prediction, truth, title in rows:
@@ -34,7 +38,7 @@ def save_validation_preview(rows, path):
              f"difference, MSE {np.square(difference).mean():.4f}"),
             (cut_out(pixels, alpha), "cut-out"),
         ])
-    save_grid(cells, path)
+    save_grid(cells, path, score_panel(scores, 5 * (CELL + GAP) - GAP) if scores else None)
 
 
 def cut_out(image, alpha):
@@ -61,29 +65,68 @@ def spread(errors, count):
     return [(index, title) for title, group in named for index in group]
 
 
-def save_submission_preview(csv_path, path, count):
-    """The first masks of a submission, decoded from the CSV, with their names and ranges."""
-    row = []
-    for name, text in islice(read_rows(csv_path), count):
+def save_submission_preview(csv_path, path, tests, count):
+    """The first test images beside their mattes, decoded from the CSV, and their cut-outs.
+
+    tests: list of TestImage, in the order of the rows. An image that cannot be read is left blank.
+    """
+    cells = []
+    for (name, text), test in islice(zip(read_rows(csv_path), tests), count):
         mask = decode_mask(text)
         height, width = mask.shape
-        row.append((Image.fromarray(mask), f"{name}: {width}x{height}, {mask.min()}..{mask.max()}"))
-    save_grid([row[start:start + 3] for start in range(0, len(row), 3)], path)
+        try:
+            image = open_image(test.path, "RGB")
+        except UserError:
+            image = Image.new("RGB", (width, height), "white")
+        matte = Image.fromarray(mask)
+        cells.append([(image, name), (matte, f"{width}x{height}, {mask.min()}..{mask.max()}"),
+                      (cut_out(image, matte), "cut-out")])
+    save_grid(cells, path)
 
 
-def save_grid(cells, path):
-    """Write rows of (picture, caption) as one PNG; each picture is fitted into a square cell."""
+def save_grid(cells, path, head=None):
+    """Write rows of (picture, caption) as one PNG; each picture is fitted into a square cell.
+
+    head: an image to stand above them.
+    """
     columns = max(len(row) for row in cells)
-    sheet = Image.new(
-        "RGB", (columns * (CELL + GAP) + GAP, len(cells) * (CELL + LABEL + GAP) + GAP), "white")
+    above = head.height if head else 0
+    sheet = Image.new("RGB", (columns * (CELL + GAP) + GAP,
+                              above + len(cells) * (CELL + LABEL + GAP) + GAP), "white")
+    if head:
+        sheet.paste(head, (GAP, 0))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     for y, row in enumerate(cells):
         for x, (picture, caption) in enumerate(row):
-            left, top = GAP + x * (CELL + GAP), GAP + y * (CELL + LABEL + GAP)
+            left, top = GAP + x * (CELL + GAP), above + GAP + y * (CELL + LABEL + GAP)
             picture = ImageOps.contain(picture.convert("RGB"), (CELL, CELL))
             sheet.paste(picture, (left + (CELL - picture.width) // 2, top + LABEL))
             draw.text((left, top), shortened(caption, font, CELL), fill="black", font=font)
     save_png_at(path, sheet)
+
+
+def score_panel(scores, width):
+    """An image of that width: the mean errors of all images, and how many have which MSE, in
+    twenty bins of equal ratio.
+
+    scores: dicts with "mse" and "sad".
+    """
+    panel = Image.new("RGB", (width, HEAD), "white")
+    draw, font = ImageDraw.Draw(panel), ImageFont.load_default(14)
+    errors = np.array([each["mse"] for each in scores])
+    mse, sad = errors.mean(), np.mean([each["sad"] for each in scores])
+    draw.text((0, GAP), f"{len(scores)} validation images: mean MSE {mse:.4f}, SAD {sad:.1f}. "
+              "Below, how many have which MSE:", fill="black", font=font)
+    logs = np.log10(errors.clip(1e-6))
+    counts, edges = np.histogram(logs, BINS, (logs.min() - 0.05, logs.max() + 0.05))
+    step, bottom = width // BINS, HEAD - 22
+    for number, count in enumerate(counts):
+        if count:
+            top = bottom - round((bottom - 32) * count / counts.max())
+            draw.rectangle((number * step, top, (number + 1) * step - 3, bottom), fill=COLOURS[0])
+    for number in range(0, BINS, 5):
+        draw.text((number * step, bottom + 4), f"{10**edges[number]:.2g}", fill="black", font=font)
+    return panel
 
 
 def shortened(text, font, width):

@@ -20,17 +20,38 @@ def test_validation_rows_show_image_truth_prediction_difference(kernel, tmp_path
     assert picture[gap:gap + label, gap:gap + 100].min() < 100  # the caption
 
 
-def test_submission_rows_are_the_decoded_masks(kernel, tmp_path):
+def test_the_scores_of_all_stand_above_the_pictures(kernel, tmp_path):
+    truth = np.zeros((64, 64), np.float32)
+    rows = [(torch.ones(3, 64, 64), truth, truth, "1.png")]
+    scores = [{"mse": 0.001, "sad": 1.0}] * 30 + [{"mse": 0.1, "sad": 3.0}] * 10
+    for name, given in (("with.png", scores), ("without.png", [])):
+        kernel.save_validation_preview(rows, tmp_path / name, given)
+    above, below = (np.asarray(Image.open(tmp_path / name)) for name in ("with.png", "without.png"))
+    head, gap = kernel.HEAD, kernel.GAP
+    assert above.shape[0] == below.shape[0] + head
+    assert np.array_equal(above[head:], below)
+    bars = (above[:head] == (0x1f, 0x5f, 0xbf)).all(axis=2).sum(axis=0)
+    first, last = bars[gap + 10], bars[gap + 19 * ((5 * (kernel.CELL + gap) - gap) // 20) + 10]
+    assert first > 2.5 * last > 0 and not bars[400:800].any()  # 30 low, 10 high, none between
+
+
+def test_test_images_stand_beside_their_mattes_and_cut_outs(kernel, tmp_path):
     masks = [(f"image {i} with a rather long name that has to be cut", np.full((40, 80), 60 * i))
              for i in range(5)]
     lines = [f"{n},{kernel.encode_mask(m.astype(np.uint8))}" for n, m in masks]
     (tmp_path / "s.csv").write_text("\n".join(["filename,image_utf", *lines]) + "\n")
-    kernel.save_submission_preview(tmp_path / "s.csv", tmp_path / "s.png", 3)
-    picture = np.asarray(Image.open(tmp_path / "s.png").convert("L"))
+    Image.new("RGB", (80, 40), (0, 200, 0)).save(tmp_path / "green.png")
+    tests = [kernel.TestImage(name, tmp_path / "green.png") for name, _ in masks]
+    tests[1] = kernel.TestImage(masks[1][0], tmp_path / "none.png")
+    kernel.save_submission_preview(tmp_path / "s.csv", tmp_path / "s.png", tests, 3)
+    picture = np.asarray(Image.open(tmp_path / "s.png"))
     cell, gap, label = kernel.CELL, kernel.GAP, kernel.LABEL
-    assert picture.shape == (cell + label + 2 * gap, 3 * (cell + gap) + gap)
+    assert picture.shape == (3 * (cell + label + gap) + gap, 3 * (cell + gap) + gap, 3)
     xs = [gap + i * (cell + gap) + cell // 2 for i in range(3)]
-    assert [int(picture[gap + label + 20, x]) for x in xs] == [0, 60, 120]
+    ys = [gap + label + i * (cell + label + gap) + 20 for i in range(3)]
+    assert [tuple(picture[y, xs[0]]) for y in ys] == [(0, 200, 0), (255,) * 3, (0, 200, 0)]
+    assert [tuple(picture[y, xs[1]]) for y in ys] == [(0,) * 3, (60,) * 3, (120,) * 3]
+    assert picture[ys[0], xs[2], 0] >= 200 > picture[ys[2], xs[2], 0]  # checkerboard, greenish
 
 
 def test_the_worst_the_middling_and_the_best_are_shown(kernel):
@@ -64,7 +85,7 @@ def test_a_cut_out_stands_on_a_checkerboard(kernel):
 
 def test_pictures_never_cost_the_run(kernel, tmp_path, capsys):
     """Metrics of nothing and a submission that is not there."""
-    kernel.draw_previews(3, [], [{"nothing": 1}], tmp_path)
+    kernel.draw_previews(3, [], [], [{"nothing": 1}], [], tmp_path)
     said = capsys.readouterr().out
     assert "preview/training.png was not drawn" in said
     assert "preview/submission.png was not drawn" in said
