@@ -28,7 +28,9 @@ from src.data.pairs import Splits, read_pairs, shared_images, split_off
 from src.data.datasets import without_unreadable
 from src.data.demo import demo_places, make_demo
 from src.network.u2net import NETWORKS
-from src.network.checkpoint import network_of, read_checkpoint, write_checkpoint
+from src.network.checkpoint import (
+    network_of, read_checkpoint, weights_digest, write_checkpoint,
+)
 from src.training.state import unfinished
 from src.training.loop import train, write_skipped
 from src.prediction.calibration import choose_calibration
@@ -215,10 +217,10 @@ def with_others(predictor, checkpoint, inputs, settings, val_pairs):
     project, and left out.
     """
     members = {str(inputs.checkpoint): predictor}
-    seen = {weights_digest(checkpoint): inputs.checkpoint} if inputs.others else {}
+    seen = {weights_digest(checkpoint.model_state): inputs.checkpoint} if inputs.others else {}
     for path in inputs.others:
         other = read_checkpoint(path)
-        same = seen.setdefault(weights_digest(other), path)
+        same = seen.setdefault(weights_digest(other.model_state), path)
         if same != path or path == inputs.checkpoint:
             log(f"{path} has the weights of {same}, and counts once")
         elif settings.ensemble and not other.recipe:
@@ -232,10 +234,6 @@ def with_others(predictor, checkpoint, inputs, settings, val_pairs):
     if val_pairs:
         compare_members(ensemble, val_pairs, members)
     return ensemble
-
-
-def weights_digest(checkpoint):
-    return digest(tensor.numpy() for tensor in checkpoint.model_state.values())
 
 
 def with_open_choices(predictor, settings, val_pairs, stop):

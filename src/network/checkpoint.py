@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from src.runtime.console import UserError
-from src.runtime.files import replacing
+from src.runtime.files import digest, replacing
 from src.network.u2net import NETWORKS
 
 WRAPPERS = ("model_state", "state_dict", "model")  # keys under which a state_dict may lie
@@ -115,6 +115,11 @@ def network_of(checkpoint):
     model = NETWORKS[checkpoint.network]()
     model.load_state_dict(checkpoint.model_state)
     return model
+
+
+def weights_digest(model_state):
+    """A short text that tells one state_dict's values from another's"""
+    return digest(tensor.cpu().numpy() for tensor in model_state.values())
 
 
 def halved(model_state):

@@ -21,8 +21,9 @@ from src.runtime.hardware import Machine
 from src.network.checkpoint import network_of, read_checkpoint
 from src.prediction.predictor import make_predictor
 from src.prediction.recipe import Recipe
-from src.tools.import_onnx import IMAGENET_MEAN, IMAGENET_STD, SIZE
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SIZE = 320  # pixels; the published network's own input
 OPSET = 17  # read by every onnxruntime from 1.12 on
 
 

@@ -34,9 +34,8 @@ from src.data.demo import draw_pair
 from src.data.images import open_image
 from src.network.checkpoint import halved, write_checkpoint
 from src.network.u2net import NETWORKS, ConvNormReLU
+from src.tools.export_onnx import IMAGENET_MEAN, IMAGENET_STD, SIZE
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SIZE = 320  # pixels; the published network's own input
 BATCH, COUNT = 8, 64  # images in a batch, images for the statistics
 
 

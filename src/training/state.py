@@ -15,7 +15,7 @@ from src.runtime.distributed import data_parallel, merged, wait_for_all
 from src.runtime.files import digest, replacing
 from src.runtime.processes import rank, world_size
 from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT
-from src.network.checkpoint import unpickled, write_checkpoint
+from src.network.checkpoint import unpickled, weights_digest, write_checkpoint
 
 WEIGHT_DECAY = 1e-4
 WARM_UP = 0.03  # share of all steps over which the cosine schedule's rate rises
@@ -153,8 +153,7 @@ def configuration_of(settings, model, splits):
     }
     if settings.checkpoint:
         # Weights that were merely found may be the earlier session's own by now.
-        weights = model.state_dict().values()
-        configuration["first weights"] = digest(tensor.cpu().numpy() for tensor in weights)
+        configuration["first weights"] = weights_digest(model.state_dict())
     return configuration
 
 
