@@ -88,24 +88,37 @@ class Settings:
         type=parse_flag)
     backgrounds: Path | None = knob(
         None, "files", "photographs to put RGBA cut-outs on, beside drawn backdrops", type=Path)
+    cache: Path | None = knob(
+        None, "files", "scratch folder for decoded images; off: none [Kaggle: /kaggle/temp; temp]",
+        type=Path)
     out: Path | None = knob(
         None, "files", "folder of the results [outputs; Kaggle: /kaggle/working]",
         type=Path)
 
-    epochs: int = knob(5, "training", "passes over the training rows", minimum=1)
-    lr: float = knob(1e-4, "training", "learning rate of AdamW", minimum=0.0)
+    epochs: int | None = knob(
+        None, "training", "how many [5; Kaggle: as many as the time allows]", minimum=1, type=int)
+    epoch_samples: int | None = knob(
+        None, "training", "rows of an epoch, after which it validates [all, at most 20000]",
+        minimum=1, type=int)
+    hours: float | None = knob(
+        None, "training", "train so long, in place of --epochs", minimum=0.001, type=float)
+    lr: float | None = knob(
+        None, "training", "learning rate of AdamW [1e-4 x sqrt(crops of all cards / 4)]",
+        minimum=0.0, type=float)
     # U2-Net was designed for 320. On cut-outs the published weights reach an MSE of 0.011 there and
     # 0.17 at the notebook's 1024: scale matters more than resolution.
     train_size: int = knob(320, "training", "side of a training crop as the network sees it",
                            minimum=64)
-    train_batch: int = knob(4, "training", "crops in a batch, on each graphics card", minimum=1)
+    train_batch: int | None = knob(
+        None, "training", "crops in a step, on each card [16, or what fits; CPU: 4]", minimum=1,
+        type=int)
     # The notebook's crop, 512 of 1024 pixels, is `--train-size 512 --crop-scale 0.5,0.5`.
     crop_scale: tuple[float, float] = knob(
         (0.7, 1.0), "training", "a crop's side as a share of the image's shorter side",
         type=parse_range)
     schedule: str = knob(
-        "plateau", "training", "plateau: halve lr when validation stalls; cosine: warm up, decay",
-        choices=("plateau", "cosine"))
+        "auto", "training", "plateau (halve lr when validation stalls), cosine, auto: cosine by time",
+        choices=("auto", "plateau", "cosine"))
     # Short runs never reach a half-life; then validation prefers the plain weights.
     ema: int = knob(
         1000, "training", "half-life in samples of the weights' moving average; 0: none",
@@ -137,6 +150,8 @@ def check_settings(settings):
     low, high = settings.crop_scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"--crop-scale {low},{high}: needs 0 < LOW <= HIGH <= 1")
+    if settings.hours is not None and settings.epochs is not None:
+        raise ValueError("--hours, --epochs: both say how long to train; take one of them")
     if settings.amp == "fp16" and settings.device == "cpu":
         raise ValueError("--amp fp16: a CPU computes in float32 or bf16; take --amp off or bf16")
 

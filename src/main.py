@@ -24,6 +24,7 @@ from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT
 from src.inputs.places import (
     KAGGLE_INPUT, check_complete, find_inputs, is_empty, list_images, list_tests,
 )
+from src.data.cache import open_cache
 from src.data.pairs import Splits, read_pairs, shared_images, split_off
 from src.data.datasets import without_unreadable
 from src.data.demo import demo_places, make_demo
@@ -60,10 +61,10 @@ def run(settings):
     describe(inputs, settings, training, len(tests))
     splits = find_pairs(inputs, settings, training, machine)
 
-    model, metrics = start_model(checkpoint, settings.network), []
+    model, metrics, finished = start_model(checkpoint, settings.network), [], False
     if training:
         reserve = partial(seconds_after_training, len(splits.val), len(tests))
-        metrics = train(model, splits, settings, machine, inputs, stop, reserve)
+        metrics, finished = train(model, splits, settings, machine, inputs, stop, reserve)
         recipe = Recipe(settings.train_size)
 
     predictor = make_predictor(model, recipe, machine)
@@ -83,7 +84,7 @@ def run(settings):
     status = UNREADABLE_STATUS if problems and not inputs.kaggle_input else 0
     if rank() == 0:
         draw_previews(settings.preview, shown, scores, metrics, tests, inputs.out)
-        if len(metrics) == settings.epochs:
+        if finished:
             (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
         write_table(inputs.out / "validation.csv", sorted(scores, key=lambda each: -each["mse"]))
         summarise(predictor.recipes, scores, rate, problems, inputs.out, status)
@@ -175,8 +176,9 @@ def find_pairs(inputs, settings, training, machine):
 
     Validation pairs are split off the others where only training data are there.
     """
-    photographs = list_images(settings.backgrounds) if settings.backgrounds else ()
-    splits = Splits(*(csv and read_pairs(csv, settings.limit, photographs)
+    photographs = tuple(list_images(settings.backgrounds)) if settings.backgrounds else ()
+    cache = open_cache(settings.cache, inputs.kaggle_input is not None)
+    splits = Splits(*(csv and read_pairs(csv, settings.limit, photographs, cache)
                       for csv in (inputs.train_csv if training else None, inputs.val_csv)))
     if training and splits.val is None:
         splits = split_off(splits.train)

@@ -1,16 +1,24 @@
 """What the tests share: the kernel as modules and as the bundled script, and small real files."""
 
+import atexit
 import importlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread each, and no spinning: waiting threads would take the cores from one another.
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+
+# The cache of decoded images goes there, and goes with it.
+os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="magick_tests_")
+atexit.register(shutil.rmtree, os.environ["TMPDIR"], ignore_errors=True)
+tempfile.tempdir = None
 
 import numpy as np
 import pandas as pd

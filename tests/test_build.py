@@ -170,7 +170,7 @@ def test_set_bakes_defaults_in(tmp_path):
     text = bundled(tmp_path, overrides, main="from src.config import Settings\n", config=CONFIG)
     settings = run_as_module(text)["Settings"]()
     assert (settings.epochs, settings.train_size, settings.crop_scale) == (30, 768, (0.5, 0.9))
-    assert (str(settings.out), settings.limit, settings.lr) == ("my out", 3, 1e-4)
+    assert (str(settings.out), settings.limit, settings.lr) == ("my out", 3, None)
     assert "epochs=30" in ast.get_docstring(ast.parse(text))
 
 

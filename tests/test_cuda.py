@@ -36,9 +36,11 @@ def test_the_loss_scale_grows_and_shrinks_in_fp16_only():
     kernel = load_modules()
     for dtype, start in ((torch.float16, 2.0**16), (torch.bfloat16, 1.0), (None, 1.0)):
         machine = kernel.Machine(torch.device("cuda", 0), dtype)
-        run = kernel.Run(kernel.U2NETP(), kernel.Settings(), machine, 1, frozen_norms=False)
+        settings = kernel.Settings(train_batch=2, lr=1e-4, epochs=1, schedule="cosine")
+        run = kernel.Run(kernel.U2NETP(), settings, machine, 1, frozen_norms=False)
         assert run.scaler.get_scale() == start
-        batch = {"img": torch.full((2, 3, 64, 64), float("inf")), "mask": torch.zeros(2, 1, 64, 64)}
+        batch = {"img": torch.full((2, 3, 64, 64), float("inf"), device="cuda"),
+                 "mask": torch.zeros(2, 1, 64, 64, device="cuda")}
         kernel.train_step(run, batch)
         assert run.scaler.get_scale() == (start / 2 if dtype is torch.float16 else start)
         assert all(torch.isfinite(p).all() for p in run.model.parameters())

@@ -160,7 +160,7 @@ def test_the_reserve_is_enough_for_what_comes_after_training(tmp_path, monkeypat
         shutil.copy(path, tests)
     assert kernel.main([
         "--mode", "train", "--train-csv", str(REAL / "val.csv"), "--val-csv", str(REAL / "val.csv"),
-        "--test-root", str(tests), "--train-size", "64", "--epochs", "1", "--time-limit", "1",
+        "--test-root", str(tests), "--train-size", "64", "--epochs", "2", "--time-limit", "1",
         "--workers", "0", "--out", str(tmp_path / "out")]) == 0
     needed = time.monotonic() - seen["ended"]
     print(f"reserved {seen['reserve']:.1f} s, needed {needed:.1f} s")  # shown when it fails

@@ -1,59 +1,106 @@
-"""Augmentation: geometry of image and alpha jointly, photometry of the image only."""
+"""Augmentation: what chance decides is drawn by the workers, the pixels are made on the device."""
 
+import math
 from dataclasses import dataclass
 
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from src.data.backdrops import composited, stretched
+
+GREY = (0.2989, 0.587, 0.114)  # luma of ITU-R BT.601, as in torchvision's adjust_saturation
 
 
 @dataclass(frozen=True)
 class JointAugment:
-    """Random crop, flip, rotation and colour jitter, in this order.
+    """Random crop, flip and rotation of image and alpha together, colour of the image alone.
 
     size: side of the result in pixels. crop_scale: the crop's side as a share of the image's
-    shorter side, drawn from this range and resized to `size`; None crops `size` pixels unscaled.
-    An image smaller than the crop gives its largest square, resized.
+    shorter side, drawn from this range.
     """
 
     size: int
-    crop_scale: tuple[float, float] | None = None
+    crop_scale: tuple[float, float] = (0.7, 1.0)
     p_flip: float = 0.5
     p_rotate: float = 0.3
     max_rotate: float = 10.0  # degrees
     p_color: float = 0.7
 
-    def geometry(self, layers, rng):
-        """The same crop, flip and rotation of every layer: images of one size, any modes.
+    @property
+    def source_side(self):
+        """Pixels of an image's shorter side from which every crop can be made without enlarging
+        it, in multiples of 32."""
+        return math.ceil(self.size / self.crop_scale[0] / 32) * 32
 
-        Pillow resizes and rotates RGBA with premultiplied colours. All randomness comes from the
-        Generator.
+    def draw(self, width, height, rng):
+        """What chance decides for an image of this size: a dict.
+
+        "window": (left, top) of a square as large as the shorter side, which holds the crop; "map":
+        float32 [2,3], affine, from the crop's coordinates to the window's, both in -1..1; "colour":
+        float32 [3], factors of brightness, contrast and saturation within 15 %.
         """
-        layers = self.crop(layers, rng)
-        if rng.random() < self.p_flip:
-            layers = [TF.hflip(layer) for layer in layers]
+        size, shorter = np.array([width, height]), min(width, height)
+        share = rng.uniform(*self.crop_scale)
+        centre = rng.random(2) * (size - share * shorter) + share * shorter / 2
+        window = np.clip(np.round(centre - shorter / 2), 0, size - shorter)
+        flip = -1 if rng.random() < self.p_flip else 1
+        angle = 0.0
         if rng.random() < self.p_rotate:
-            angle = rng.uniform(-self.max_rotate, self.max_rotate)
-            # What rotation brings in from outside is black and transparent.
-            layers = [TF.rotate(layer, angle, InterpolationMode.BILINEAR, fill=0)
-                      for layer in layers]
-        return layers
+            angle = math.radians(rng.uniform(-self.max_rotate, self.max_rotate))
+        cos, sin = share * math.cos(angle), share * math.sin(angle)
+        across, down = (centre - window) * 2 / shorter - 1
+        colour = rng.uniform(0.85, 1.15, 3) if rng.random() < self.p_color else np.ones(3)
+        return {"window": window.astype(int),
+                "map": np.float32([[flip * cos, flip * sin, across], [-sin, cos, down]]),
+                "colour": np.float32(colour)}
 
-    def crop(self, layers, rng):
-        width, height = layers[0].size
-        shorter = min(width, height)
-        if self.crop_scale is None:
-            side = min(self.size, shorter)
-        else:
-            side = max(1, round(rng.uniform(*self.crop_scale) * shorter))
-        top = int(rng.integers(0, height - side + 1))
-        left = int(rng.integers(0, width - side + 1))
-        return [TF.resized_crop(layer, top, left, side, side, [self.size, self.size],
-                                InterpolationMode.BILINEAR) for layer in layers]
+    def apply(self, batch, photographs, device):
+        """What a network learns from: img float32 [B,3,size,size] in [-1,1], mask [B,1,size,size] in
+        [0,1], on the device, and the paths.
 
-    def photometry(self, image, rng):
-        """Brightness, contrast and saturation of an RGB image, each changed by up to 15 %."""
-        if rng.random() < self.p_color:
-            image = TF.adjust_brightness(image, rng.uniform(0.85, 1.15))
-            image = TF.adjust_contrast(image, rng.uniform(0.85, 1.15))
-            image = TF.adjust_saturation(image, rng.uniform(0.85, 1.15))
-        return image
+        batch: items of TrainingSet; photographs: what a `PhotographPool` gives. Cut-outs are
+        resampled with premultiplied colours and put on a backdrop. What rotation brings in from
+        outside is black and transparent.
+        """
+        def moved(name):
+            return batch[name].to(device, non_blocking=True)
+
+        layers = moved("layers").permute(0, 3, 1, 2).float() / 255
+        is_cutout = moved("is_cutout")[:, None, None, None]
+        visible = torch.where(is_cutout, layers[:, 3:], 1.0)
+        layers[:, :3] *= visible
+        image, alpha = self.sampled(layers, moved("map")).split([3, 1], dim=1)
+        if batch["is_cutout"].any():
+            backdrop = stretched(batch, photographs, image.shape[2:], device)
+            on_backdrop = composited(image, alpha, backdrop, moved("shadow"))
+            image = torch.where(is_cutout, on_backdrop, image)
+        image = recoloured(image, moved("colour")).mul_(2).sub_(1)
+        return {"img": image.contiguous(memory_format=torch.channels_last),
+                "mask": alpha.contiguous(), "path": batch["path"]}
+
+    def sampled(self, layers, maps):
+        """float32 [B,C,H,W] of squares of source_side -> [B,C,size,size], each through its map.
+
+        Where a crop may be reduced to less than half, it is sampled more finely and averaged.
+        """
+        times = max(1, math.ceil(layers.shape[-1] * self.crop_scale[1] / self.size / 2))
+        side = times * self.size
+        grid = F.affine_grid(maps, (*layers.shape[:2], side, side), align_corners=False)
+        layers = F.grid_sample(layers, grid, align_corners=False)
+        return F.avg_pool2d(layers, times) if times > 1 else layers
+
+
+def recoloured(images, factors):
+    """RGB images [B,3,H,W] in 0..1 with brightness, contrast and saturation changed by factors
+    [B,3], in this order; 1 keeps them. As torchvision's functions of these names."""
+    brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
+    images = (images * brightness).clamp_(0, 1)
+    mean = grey(images).mean(dim=(2, 3), keepdim=True)
+    images = torch.lerp(mean, images, contrast).clamp_(0, 1)
+    return torch.lerp(grey(images), images, saturation).clamp_(0, 1)
+
+
+def grey(images):
+    """[B,3,H,W] -> luma [B,1,H,W]"""
+    return (images * images.new_tensor(GREY)[:, None, None]).sum(dim=1, keepdim=True)

@@ -16,12 +16,14 @@ from src.runtime.console import UserError, progress
 from src.runtime.distributed import merged, shard
 from src.runtime.hardware import fitting_loader
 from src.runtime.processes import world_size
-from src.data.backdrops import choose_backdrop, recomposed
+from src.data.backdrops import TILE, draw_surroundings, no_surroundings, recomposed
+from src.data.cache import LOSSLESS, LOSSY
 from src.data.images import declared_size, open_alpha, open_image
 
 READ_TRIES = 20  # pairs in a row that may be unreadable before a run gives up at once
 MOST_UNREADABLE = 0.05  # share of all pairs that may be
 DEFAULT_SIZE = (1024, 1024)  # pixels, MAGICK's, of a mask whose image says nothing of its own
+LONGEST = 16  # times its shorter side; an image that is longer is squeezed for training
 GRACE_SECONDS = 60  # that a loader worker outlives the signal which asks the run to end
 
 
@@ -68,16 +70,20 @@ def network_inputs(image, sizes):
 
 
 class TrainingSet(Dataset):
-    """Augmented pairs. An item's key is (epoch, index), and all its randomness comes from (seed,
-    epoch, index): it does not matter which worker makes it, or what that worker made before.
+    """What JointAugment.apply makes training pairs of: pixels, and all that chance decides.
+
+    An item's key is (epoch, index), and all its randomness comes from (seed, epoch, index): it does
+    not matter which worker makes it, or what that worker made before. Its pixels are "layers",
+    uint8 [S,S,4], image and alpha, of a square as large as the image's shorter side, reduced to S;
+    "is_cutout" says whether they still need a backdrop.
 
     The next pair stands in for one that cannot be read, so that batches keep their size; the item
-    lists it under "skipped", and backdrops that cannot be read under "backdrops".
+    lists it under "skipped".
     """
 
     def __init__(self, pairs, augment, seed):
         self.pairs, self.augment, self.seed = pairs, augment, seed
-        self.item_bytes = tensor_bytes(augment.size)
+        self.item_bytes = 4 * augment.source_side**2 + 3 * TILE**2
 
     def __len__(self):
         return len(self.pairs)
@@ -87,19 +93,48 @@ class TrainingSet(Dataset):
         skipped = []
         for index in (np.arange(index, index + READ_TRIES) % len(self.pairs)).tolist():
             try:
-                item = self.augmented(epoch, index)
-                return {**item, "skipped": skipped}
+                return {**self.item(epoch, index), "skipped": skipped}
             except UserError as error:
                 skipped.append((self.pairs[index][0], str(error)))
         raise UserError(f"{len(set(skipped))} training pairs in a row cannot be read, the last "
                         f"because of {skipped[-1][1]}")
 
-    def augmented(self, epoch, index):
+    def item(self, epoch, index):
         rng = np.random.default_rng([self.seed, epoch, index])
-        layers = self.augment.geometry(open_layers(*self.pairs[index]), rng)
-        image, alpha, unreadable = on_a_backdrop(layers, self.pairs.photographs, rng)
-        image = self.augment.photometry(image, rng)
-        return {**sample(image, alpha, self.pairs[index][0]), "backdrops": unreadable}
+        path, alpha_path = self.pairs[index]
+        side = self.augment.source_side
+        image, alpha = reduced_pair(self.pairs, index, side)
+        drawn = self.augment.draw(*image.size, rng)
+        left, top = drawn.pop("window").tolist()
+        box = (left, top, left + side, top + side)
+        surroundings = no_surroundings() if alpha_path else draw_surroundings(
+            rng, bool(self.pairs.photographs))
+        image.putalpha(alpha)
+        return {"layers": np.array(image.crop(box)),
+                "is_cutout": not alpha_path, "path": path, **drawn, **surroundings}
+
+
+def reduced_pair(pairs, index, side):
+    """(RGB image, L alpha) of a row, their shorter side `side`, from the cache if there is one.
+
+    Pillow resizes RGBA with premultiplied colours.
+    """
+    def make():
+        layers = open_layers(*pairs[index])
+        scale = side / min(layers[0].size)
+        size = [min(round(scale * length), LONGEST * side) for length in layers[0].size]
+        layers = [layer.resize(size, Image.Resampling.BILINEAR) for layer in layers]
+        return layers if len(layers) == 2 else (layers[0].convert("RGB"), layers[0].getchannel("A"))
+
+    return cached(pairs, index, f"{side}", make, LOSSY)
+
+
+def cached(pairs, index, form, make, encoding):
+    """make()'s (image, alpha) of a row, from the pairs' cache if they have one."""
+    if pairs.cache is None:
+        return make()
+    sources = [path for path in pairs[index] if path]
+    return pairs.cache.images(sources, form, make, encoding)
 
 
 class ValidationSet(Dataset):
@@ -114,8 +149,8 @@ class ValidationSet(Dataset):
 
     def __getitem__(self, index):
         image, alpha, _ = whole_pair(self.pairs, index)
-        return sample(
-            resized(image, self.size), resized(alpha, self.size), self.pairs[index][0])
+        return {"img": image_tensor(resized(image, self.size)),
+                "mask": alpha_tensor(resized(alpha, self.size)), "path": self.pairs[index][0]}
 
 
 class ScoredSet(Dataset):
@@ -135,26 +170,25 @@ class ScoredSet(Dataset):
 
 
 def whole_pair(pairs, index):
-    """(RGB image, L alpha, unreadable backdrops) of a row in full; the file name of an RGBA cut-out
-    decides its backdrop."""
-    path = pairs[index][0]
+    """(RGB image, L alpha, [(path, reason)] of unreadable backdrops) of a row in full.
+
+    The file name of an RGBA cut-out decides its backdrop. What is composited is cached.
+    """
+    path, alpha_path = pairs[index]
+    if alpha_path:
+        return *open_layers(path, alpha_path), []
     name = hashlib.sha256(os.fsencode(os.path.basename(path))).digest()
-    rng = np.random.default_rng(list(name))
-    return on_a_backdrop(open_layers(*pairs[index]), pairs.photographs, rng)
+    unreadable = []
 
+    def make():
+        (cutout,) = open_layers(path, "")
+        image, alpha, missing = recomposed(
+            cutout, pairs.photographs, np.random.default_rng(list(name)))
+        unreadable.extend(missing)
+        return image, alpha
 
-def on_a_backdrop(layers, photographs, rng):
-    """(RGB image, L alpha, [(path, reason)] of unreadable photographs) of what open_layers gives;
-    an RGBA cut-out is put on a backdrop."""
-    if len(layers) == 2:
-        return *layers, []
-    backdrop, unreadable = choose_backdrop(photographs, layers[0].size, rng)
-    return *recomposed(*layers, backdrop, rng), unreadable
-
-
-def sample(image, alpha, path):
-    """What a batch is made of: img [3,H,W] in [-1,1], mask [1,H,W] in [0,1], the image's path."""
-    return {"img": image_tensor(image), "mask": alpha_tensor(alpha), "path": path}
+    image, alpha = cached(pairs, index, f"composite over {pairs.photographs}", make, LOSSLESS)
+    return image, alpha, unreadable
 
 
 def tensor_bytes(size):
@@ -251,31 +285,34 @@ def check_share(unreadable, count, title):
 
 def collated(items):
     """A batch; what its items have skipped is one list."""
-    lists = {name: [each for item in items for each in item.pop(name, ())]
-             for name in ("skipped", "backdrops")}
-    return {**default_collate(items), **lists}
+    skipped = [each for item in items for each in item.pop("skipped", ())]
+    return {**default_collate(items), "skipped": skipped}
 
 
 class ShuffledEpochs(Sampler):
-    """The keys (epoch, index) of one epoch in an order that only seed and epoch decide.
+    """The keys (pass, index) of one epoch: `samples` rows, all by default, of an endless sequence of
+    permutations of all rows, so that none comes again before every other one has come.
 
-    Several processes each take every world_size-th key, so that their batches together are the
-    batch of one process; a few keys come twice where the length does not divide. `done` keys of
-    this process are skipped: an earlier run has seen them.
+    Seed and pass alone decide a permutation. Several processes each take every world_size-th key,
+    so that their batches together are the batch of one process. `done` keys of this process are
+    skipped: an earlier run has seen them.
     """
 
-    def __init__(self, length, seed):
+    def __init__(self, length, seed, samples=None):
         self.length, self.seed, self.epoch, self.done = length, seed, 1, 0
+        self.samples = -(-(samples or length) // world_size()) * world_size()
 
     def __len__(self):
-        return len(self.indices()) - self.done
+        return self.samples // world_size() - self.done
 
     def __iter__(self):
-        return ((self.epoch, int(index)) for index in self.indices()[self.done:])
+        places = (self.epoch - 1) * self.samples + shard(np.arange(self.samples))[self.done:]
+        numbers, places = (each.tolist() for each in np.divmod(places, self.length))
+        orders = {number: self.permutation(number) for number in set(numbers)}
+        return ((number + 1, int(orders[number][place])) for number, place in zip(numbers, places))
 
-    def indices(self):
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.length)
-        return shard(np.resize(order, -(-self.length // world_size()) * world_size()))
+    def permutation(self, number):
+        return np.random.default_rng([self.seed, number + 1]).permutation(self.length)
 
 
 def share_loader(dataset, batch_size, machine):

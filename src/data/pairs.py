@@ -13,6 +13,7 @@ import pandas as pd
 from src.runtime.console import UserError, log
 from src.runtime.tables import near_name, no_column, read_table
 from src.inputs.discovery import COLUMNS, INDEX_COLUMN
+from src.data.cache import Cache
 
 BACKDROP = "backdrop"  # optional column: the kind of backdrop, which errors are listed with
 ROWS_TO_PLACE = 20  # rows that are tried to learn which folder a CSV's paths are relative to
@@ -26,15 +27,17 @@ class Pairs:
 
     An empty alpha path means the alpha channel of the image itself, an RGBA cut-out as in MAGICK.
     photographs: paths of backdrops for such cut-outs, beside the drawn ones. backdrops: what a
-    table's column of that name says of each pair, None without one. skipped: {path:
-    reason} of the pairs that were left out, and of backdrops, because they cannot be read. Arrays,
-    because loader workers share them, where a list would be copied object by object.
+    table's column of that name says of each pair, None without one. cache: where decoded images
+    are kept, None for nowhere. skipped: {path: reason} of the pairs that were left out, and of
+    backdrops, because they cannot be read. Arrays, because loader workers share them, where a list
+    would be copied object by object.
     """
 
     images: np.ndarray
     alphas: np.ndarray
     photographs: tuple = ()
     backdrops: np.ndarray | None = None
+    cache: Cache | None = None
     skipped: dict = field(default_factory=dict)
 
     def __len__(self):
@@ -62,7 +65,7 @@ class Splits(NamedTuple):
     val: Pairs | None
 
 
-def read_pairs(csv_path, limit=None, photographs=()):
+def read_pairs(csv_path, limit=None, photographs=(), cache=None):
     """`Pairs` of a CSV with the column image_path, its first `limit` rows.
 
     The alpha is in alpha_path; where that column is missing, empty or the image itself, it is the
@@ -91,7 +94,8 @@ def read_pairs(csv_path, limit=None, photographs=()):
         log(f"{csv_path}: {repeated} rows come more than once, and count as often")
     pairs = Pairs(placed_paths(images, image_column, csv_path),
                   placed_paths(alphas, alpha_column, csv_path), tuple(photographs),
-                  table[BACKDROP].to_numpy(str) if BACKDROP in table.columns else None)
+                  table[BACKDROP].to_numpy(str) if BACKDROP in table.columns else None,
+                  cache)
     if (pairs.images == pairs.alphas).any():
         raise UserError(f"{csv_path}: {image_column} and {alpha_column} lead to the same file, "
                         f"{pairs[int(np.argmax(pairs.images == pairs.alphas))][0]}")

@@ -11,11 +11,12 @@ from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from src.runtime.console import UserError, log, progress
 from src.runtime.distributed import agree, average, merged, summed, wait_for_all
-from src.runtime.processes import rank
+from src.runtime.processes import rank, world_size
 from src.runtime.stopping import Interrupted
 from src.runtime.tables import write_table
 from src.inputs.discovery import BEST_CHECKPOINT
 from src.data.augment import JointAugment
+from src.data.backdrops import PhotographPool
 from src.data.datasets import (
     ShuffledEpochs, TrainingSet, ValidationSet, check_share, collated, make_loader, share_loader,
 )
@@ -24,6 +25,7 @@ from src.network.losses import matte_loss, matte_mse
 from src.training.evaluation import (
     describe_batch, describe_outputs, evaluate, seconds_per_image,
 )
+from src.training.plan import MOST_SAMPLES, Pace, decided, planned_steps
 from src.training.state import Run, configuration_of, resume, save, unfinished
 
 GRADIENT_NORM = 1.0  # longer gradients are shortened to it
@@ -41,30 +43,41 @@ def train(model, splits, settings, machine, inputs, stop, reserve):
 
     splits: `Splits`; stop: `StopWatch`; reserve: seconds that a validation image takes -> seconds
     that its time limit must leave for what comes after training. Returns the metrics, a dict for
-    each finished epoch. Raises Interrupted, after saving, when a signal came; UserError when
-    last.pth is of another configuration, when the device has too little memory, when three losses
-    in a row are not finite (the best checkpoint is kept), or when more than a twentieth of the
-    training pairs cannot be read.
+    each finished epoch, and whether the training has come to its end. Raises Interrupted, after
+    saving, when a signal came; UserError when last.pth is of another configuration, when the device
+    has too little memory, when three losses in a row are not finite (the best checkpoint is kept),
+    or when more than a twentieth of the training pairs cannot be read.
     """
+    settings = decided(settings, model, machine, inputs.kaggle_input is not None)
     out, size = inputs.out, settings.predict_size or settings.train_size
     train_loader, val_loader = loaders(splits, settings, size, machine)
+    photographs = PhotographPool(splits.train.photographs, settings.seed, 2 * settings.train_size,
+                                 machine.device)
+    augment = train_loader.dataset.augment
     first_train = first_items(train_loader, train_loader.sampler)
+    pace = Pace(seconds_of_a_cached_step(train_loader),
+                math.ceil(len(splits.train) / settings.train_batch / world_size()))
+    first_train = augment.apply(first_train, photographs.of_epoch(1), machine.device)
     first_val = first_items(val_loader, range(len(splits.val)))
     describe_batch("train", first_train)
     describe_batch("val", first_val)
     configuration = configuration_of(settings, model, splits)
-    run = Run(model, settings, machine, len(train_loader), norms_are_frozen(settings, inputs))
+    run = Run(model, settings, machine, len(train_loader), norms_are_frozen(settings, inputs),
+              pace)
     resume(run, unfinished(inputs), out, configuration)
     if run.metrics:
         write_tables(run, out, splits.val.skipped)
-    if stop.seconds_left() < math.inf:
+    if run.total_steps is None or stop.seconds_left() < math.inf:
         run.val_seconds = seconds_per_image(model, first_val, machine)
+    log(describe_plan(run, len(splits.train)))
 
     keep = partial(save, run, out, configuration)
+    plan = partial(plan_length, run, stop, reserve, len(splits.val), time.monotonic())
+    ending = partial(end_of_time, run, stop, reserve, keep, plan)
     out_of_time = False
-    while run.epoch <= settings.epochs and not out_of_time:
-        started = time.monotonic()
-        out_of_time = train_epoch(run, train_loader, partial(end_of_time, run, stop, reserve, keep))
+    while not run.is_finished() and not out_of_time:
+        began, before = time.monotonic(), run.pace.now()
+        out_of_time = train_epoch(run, train_loader, photographs, ending)
         average(run.statistics())
         keep()
         if out_of_time:
@@ -72,10 +85,10 @@ def train(model, splits, settings, machine, inputs, stop, reserve):
                 "leave room for the prediction")
         name, val_loss, val_mse = validate(run, val_loader, stop)
         if not out_of_time:
-            finish_epoch(run, val_loss, val_mse)
+            finish_epoch(run, val_loss, val_mse, photographs.unreadable)
             write_tables(run, out, splits.val.skipped)
             log("Epoch {epoch}: train_mse={train_mse:.6f} val_mse={val_mse:.6f} lr={lr:.2e}"
-                .format(**run.metrics[-1]) + f" ({time.monotonic() - started:.1f} s)")
+                .format(**run.metrics[-1]) + describe_pace(run, before, time.monotonic() - began))
         if val_mse < run.best:
             run.best = val_mse
             if rank() == 0:
@@ -87,14 +100,15 @@ def train(model, splits, settings, machine, inputs, stop, reserve):
     wait_for_all()
     model.load_state_dict(read_checkpoint(out / BEST_CHECKPOINT).model_state)
     describe_outputs(model, first_train, machine)
-    return run.metrics
+    return run.metrics, run.is_finished()
 
 
 def loaders(splits, settings, size, machine):
     """(training loader, loader of this process's share of the validation images at `size`)"""
     augment = JointAugment(settings.train_size, settings.crop_scale)
     train_set = TrainingSet(splits.train, augment, settings.seed)
-    sampler = ShuffledEpochs(len(train_set), settings.seed)
+    samples = settings.epoch_samples or min(len(train_set), MOST_SAMPLES)
+    sampler = ShuffledEpochs(len(train_set), settings.seed, samples)
     return (make_loader(train_set, settings.train_batch, machine, sampler),
             share_loader(ValidationSet(splits.val, size), settings.train_batch, machine))
 
@@ -104,6 +118,16 @@ def first_items(loader, keys):
     return collated([loader.dataset[key] for key in islice(keys, loader.batch_size)])
 
 
+def seconds_of_a_cached_step(loader):
+    """What the loader's workers need for a step whose images are cached, as those of the first batch
+    are by now; without a cache there is no such step (infinite)."""
+    if loader.dataset.pairs.cache is None:
+        return math.inf
+    began = time.monotonic()
+    first_items(loader, loader.sampler)
+    return (time.monotonic() - began) / max(1, loader.num_workers)
+
+
 def norms_are_frozen(settings, inputs):
     """Whether batch norms keep the statistics of the weights that the training starts from."""
     if settings.batch_norm == "auto":
@@ -111,9 +135,11 @@ def norms_are_frozen(settings, inputs):
     return settings.batch_norm == "frozen"
 
 
-def end_of_time(run, stop, reserve, keep):
+def end_of_time(run, stop, reserve, keep, plan):
     """Whether the time limit ends the training now. All processes call it after the same steps,
-    and agree. Saves when that is due; raises Interrupted, after saving, when a signal came."""
+    and agree. Plans and saves when that is due; raises Interrupted, after saving, when a signal
+    came."""
+    plan()
     out_of_time, interrupted, unsaved = agree(
         stop.seconds_left() < reserve(run.val_seconds), stop.signal is not None,
         time.monotonic() - run.saved_at >= 60 * run.settings.save_minutes)
@@ -122,6 +148,23 @@ def end_of_time(run, stop, reserve, keep):
     if interrupted:
         raise Interrupted(stop.signal or signal.SIGTERM)
     return out_of_time
+
+
+def plan_length(run, stop, reserve, val_count, began):
+    """Decide how many steps the training has, if the time decides and has been measured."""
+    if run.total_steps is not None:
+        return
+    seconds, elapsed = stop.seconds_left() - reserve(run.val_seconds), time.monotonic() - began
+    if run.settings.hours is not None:
+        seconds = min(seconds, 3600 * run.settings.hours - elapsed)
+    between = run.val_seconds * val_count * len(run.candidates())
+    if run.pace.epochs > 1:
+        between = (elapsed - run.pace.seconds) / (run.pace.epochs - 1)
+    steps = planned_steps(run, max(0.0, seconds), between)
+    if steps is not None:
+        run.plan(steps)
+        log(f"Planned: {steps} steps, {steps / run.steps_per_epoch:.1f} epochs, which end about "
+            f"{clock_time(seconds)}")
 
 
 def validate(run, loader, stop):
@@ -136,24 +179,33 @@ def validate(run, loader, stop):
 # ---------------------------------------------------------------- one epoch
 
 
-def train_epoch(run, loader, ending):
-    """Train from the run's position to the end of its epoch, or until there is no time left.
+def train_epoch(run, loader, photographs, ending):
+    """Train from the run's position to the end of its epoch or of the training, or until there is
+    no time left.
 
-    ending: () -> whether that is so; called by all processes after the same steps. Returns the
-    last answer.
+    photographs: `PhotographPool`; ending: () -> whether there is none; called by all processes after
+    the same steps. Returns the last answer.
     """
+    if run.has_all_steps():  # an earlier run stopped before its last validation
+        return False
     set_train_mode(run.model, run.frozen_norms)
     loader.sampler.epoch = run.epoch
     loader.sampler.done = run.batch * run.settings.train_batch
-    check_every = STEPS_PER_CHECK if run.machine.device.type == "cuda" else 1
+    augment, device = loader.dataset.augment, run.machine.device
+    backdrops = photographs.of_epoch(run.epoch)
+    check_every = STEPS_PER_CHECK if device.type == "cuda" else 1
     losses = []
-    for batch in progress(loader, f"train {run.epoch}", done=run.batch):
-        note_unreadable(run, batch, len(loader.dataset))
+    for items in run.pace.timed(progress(loader, f"train {run.epoch}", done=run.batch)):
+        photographs.prepare(run.epoch + 1)
+        note_unreadable(run, items["skipped"], len(loader.dataset))
         try:
+            batch = augment.apply(items, backdrops, device)
             losses.append((train_step(run, batch), batch["path"]))
         except torch.OutOfMemoryError:
-            raise UserError(memory_advice(*batch["img"].shape[::3])) from None
+            raise UserError(memory_advice(len(items["path"]), augment.size)) from None
         run.batch += 1
+        if run.has_all_steps():
+            break
         if run.batch % check_every == 0:
             check_losses(run, losses)
             losses.clear()
@@ -163,12 +215,11 @@ def train_epoch(run, loader, ending):
     return False
 
 
-def note_unreadable(run, batch, count):
+def note_unreadable(run, skipped, count):
     """Remember what a batch's items could not read. Raises UserError when it is too much of the
     `count` pairs."""
-    run.backdrops.update(batch["backdrops"])
-    if batch["skipped"]:
-        run.skipped.update(batch["skipped"])
+    if skipped:
+        run.skipped.update(skipped)
         check_share(run.skipped, count, "training")
 
 
@@ -210,13 +261,11 @@ def train_step(run, batch):
 
 def accumulate_gradients(run, batch):
     """Add the gradients of the batch's mean loss; returns (loss, MSE), detached scalars."""
-    images = run.machine.to_device(batch["img"])
-    masks = batch["mask"].to(run.machine.device, non_blocking=True)
     with run.machine.autocast():
-        outputs = run.parallel(images)
-    loss = matte_loss(outputs, masks).mean()
+        outputs = run.parallel(batch["img"])
+    loss = matte_loss(outputs, batch["mask"]).mean()
     run.scaler.scale(loss).backward()
-    return loss.detach(), matte_mse(outputs, masks).mean()
+    return loss.detach(), matte_mse(outputs, batch["mask"]).mean()
 
 
 def check_losses(run, losses):
@@ -241,8 +290,9 @@ def check_losses(run, losses):
 # ---------------------------------------------------------------- after an epoch
 
 
-def finish_epoch(run, val_loss, val_mse):
-    """Note the epoch's metrics, move the plateau schedule, go to the next epoch's start."""
+def finish_epoch(run, val_loss, val_mse, unreadable):
+    """Note the epoch's metrics and unreadable backdrops, {path: reason}; move the plateau schedule,
+    go to the next epoch's start."""
     loss, mse, samples = summed(run.totals.cpu().numpy()).tolist()
     if isinstance(run.scheduler, ReduceLROnPlateau):
         run.scheduler.step(val_mse)
@@ -253,9 +303,41 @@ def finish_epoch(run, val_loss, val_mse):
     })
     run.totals.zero_()
     run.epoch, run.batch = run.epoch + 1, 0
-    for pairs, backdrops in merged([(run.skipped, run.backdrops)]):
-        run.skipped.update(pairs)
-        run.backdrops.update(backdrops)
+    run.backdrops.update(unreadable)
+    for skipped in merged([run.skipped]):
+        run.skipped.update(skipped)
+
+
+def describe_plan(run, rows):
+    """How long the training is, and what its steps are: a line for the log"""
+    settings = run.settings
+    crops = settings.train_batch * world_size()
+    length = "as long as the time allows" if run.total_steps is None else (
+        f"{run.total_steps} steps")
+    return (f"Training {length}, of {crops} crops each, {run.steps_per_epoch} in an epoch; "
+            f"{rows} rows; {settings.schedule} schedule from {settings.lr:.2e}")
+
+
+def describe_pace(run, before, seconds):
+    """What the last epoch's speed was and what limited it, for the log. before: the pace then."""
+    steps = run.pace.steps - before[2]
+    if not steps:  # an earlier run has done them all
+        return ""
+    step, wait = run.pace.since(before)
+    crops = run.settings.train_batch * world_size()
+    text = f", {crops / step:.1f} samples/s, {wait / step:.0%} of the time waiting for data"
+    if run.machine.device.type == "cuda":
+        text += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of card memory"
+    text += f", {seconds:.0f} s"
+    if run.total_steps and not run.is_finished():
+        left = (run.total_steps - run.step) * seconds / steps
+        text += f", to end about {clock_time(left)}"
+    return text
+
+
+def clock_time(seconds):
+    """The local time in so many seconds"""
+    return time.strftime("%H:%M", time.localtime(time.time() + seconds))
 
 
 def write_tables(run, out, skipped):

@@ -16,31 +16,35 @@ from src.runtime.files import digest, replacing
 from src.runtime.processes import rank, world_size
 from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT
 from src.network.checkpoint import unpickled, weights_digest, write_checkpoint
+from src.training.plan import Pace
 
 WEIGHT_DECAY = 1e-4
 WARM_UP = 0.03  # share of all steps over which the cosine schedule's rate rises
 # Settings that decide the weights; --workers, --time-limit and the like do not.
-DECISIVE = ("seed", "epochs", "lr", "train_size", "train_batch", "crop_scale", "predict_size",
-            "schedule", "ema", "amp", "batch_norm")
+DECISIVE = ("seed", "epochs", "epoch_samples", "hours", "lr", "train_size", "train_batch",
+            "crop_scale", "predict_size", "schedule", "ema", "amp", "batch_norm")
+UNPLANNED_RISE = 1000  # steps over which the rate rises as long as nobody knows how many there are
 
 
 class Run:
     """Everything that one training carries from step to step, and that last.pth holds.
 
-    epoch and batch: the position, `batch` batches of `epoch` are done. best: the lowest validation
-    MSE. ema: a copy of the model that holds the moving average, None without one. What each
+    epoch and batch: the position, `batch` batches of `epoch` are done. total_steps: how many there
+    will be in all, None until that is planned. best: the lowest validation MSE. ema: a copy of the model that holds the moving average, None without one. What each
     process has of its own: totals, float64 (loss, MSE, samples) summed over the epoch so far;
     skipped and backdrops, {path: reason} of pairs and backdrops that could not be read; batch
     norms' statistics; the state of the random generators.
     """
 
     PARTS = ("ema", "optimizer", "scheduler", "scaler")
-    VALUES = ("epoch", "batch", "best", "metrics", "frozen_norms")
+    VALUES = ("epoch", "batch", "total_steps", "best", "metrics", "frozen_norms")
 
-    def __init__(self, model, settings, machine, steps_per_epoch, frozen_norms):
+    def __init__(self, model, settings, machine, steps_per_epoch, frozen_norms, pace=None):
         device = machine.device
         self.model = model.to(device, memory_format=torch.channels_last)
         self.settings, self.machine, self.frozen_norms = settings, machine, frozen_norms
+        self.steps_per_epoch, self.pace = steps_per_epoch, pace or Pace()
+        self.total_steps = settings.epochs and steps_per_epoch * settings.epochs
         self.saved_at = time.monotonic()
         self.val_seconds = 0.0  # that a validation image takes, all processes together
         self.non_finite = 0  # losses in a row that were NaN or infinite
@@ -52,8 +56,7 @@ class Run:
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
         if settings.schedule == "cosine":
-            self.scheduler = LambdaLR(
-                self.optimizer, cosine_with_warm_up(steps_per_epoch * settings.epochs))
+            self.scheduler = LambdaLR(self.optimizer, CosineWithWarmUp(self.total_steps))
         else:
             self.scheduler = ReduceLROnPlateau(
                 self.optimizer, mode="min", factor=0.5, patience=2)
@@ -63,6 +66,24 @@ class Run:
         self.epoch, self.batch, self.best, self.metrics = 1, 0, math.inf, []
         self.skipped, self.backdrops = {}, {}
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
+
+    @property
+    def step(self):
+        """How many steps are done"""
+        return (self.epoch - 1) * self.steps_per_epoch + self.batch
+
+    def has_all_steps(self):
+        return self.total_steps is not None and self.step >= self.total_steps
+
+    def is_finished(self):
+        """Whether the last epoch has been validated too"""
+        return self.has_all_steps() and self.batch == 0
+
+    def plan(self, total_steps):
+        """Let the training, and the cosine schedule, end after so many steps."""
+        self.total_steps = total_steps
+        if isinstance(self.scheduler, LambdaLR):
+            self.scheduler.lr_lambdas[0].steps = total_steps
 
     def candidates(self):
         """{note for the log: network}, of which the best is kept: the weights and their average"""
@@ -123,19 +144,22 @@ def floats_of(model):
     return [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
 
 
-def cosine_with_warm_up(steps):
-    """Factor of the learning rate by step: linear from 0 to 1, then a half cosine back to 0.
+class CosineWithWarmUp:
+    """Factor of the learning rate by step: linear from 0 to 1, then a half cosine back to 0 after
+    `steps`; with None for these it rises, slowly, and stays. LambdaLR saves `steps` with its state.
 
     Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5, without restarts.
     """
-    rising = max(1, round(WARM_UP * steps))
 
-    def factor(step):
-        if step < rising:
-            return (step + 1) / rising
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / max(1, steps - rising))))
+    def __init__(self, steps):
+        self.steps = steps
 
-    return factor
+    def __call__(self, step):
+        rising = max(1, round(WARM_UP * self.steps)) if self.steps else UNPLANNED_RISE
+        if step < rising or not self.steps:
+            return min(1.0, (step + 1) / rising)
+        falling = max(1, self.steps - rising)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / falling)))
 
 
 # ---------------------------------------------------------------- last.pth
@@ -146,6 +170,7 @@ def configuration_of(settings, model, splits):
     photographs = [os.path.basename(path) for path in splits.train.photographs]
     configuration = {
         **{name: getattr(settings, name) for name in DECISIVE}, "processes": world_size(),
+        "reduced images are kept as JPEG": splits.train.cache is not None,
         "network": type(model).__name__,
         "training rows": digest((splits.train.images, splits.train.alphas)),
         "validation rows": digest((splits.val.images, splits.val.alphas)),

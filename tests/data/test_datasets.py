@@ -1,7 +1,9 @@
 """Decoded pairs, batches, and randomness that does not depend on workers."""
 
+import operator
 import os
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,11 +19,23 @@ def training_set(kernel, csv, seed=1):
     return kernel.TrainingSet(kernel.read_pairs(csv), kernel.JointAugment(64, (0.5, 1.0)), seed)
 
 
+def applied(data, batch, photographs=()):
+    """img and mask of a batch, as the device makes them"""
+    return data.augment.apply(batch, photographs, torch.device("cpu"))
+
+
+def made(kernel, data, *keys, photographs=()):
+    return applied(data, kernel.collated([data[key] for key in keys]), photographs)
+
+
 def test_batches_keep_the_contract(kernel, small_data):
-    loader = kernel.make_loader(
-        training_set(kernel, small_data.train), 4, kernel.Machine(),
-        kernel.ShuffledEpochs(4, 1))
+    data = training_set(kernel, small_data.train)
+    loader = kernel.make_loader(data, 4, kernel.Machine(), kernel.ShuffledEpochs(4, 1))
     batch = next(iter(loader))
+    assert batch["layers"].dtype == torch.uint8 and batch["layers"].shape == (4, 128, 128, 4)
+    sent = sum(batch[name].nbytes for name in ("layers", "tile"))
+    assert sent == 4 * data.item_bytes
+    batch = applied(data, batch)
     assert batch["img"].shape == (4, 3, 64, 64) and batch["img"].dtype == torch.float32
     assert batch["mask"].shape == (4, 1, 64, 64) and batch["mask"].dtype == torch.float32
     assert -1 <= batch["img"].min() < -0.3 and 0.3 < batch["img"].max() <= 1
@@ -41,13 +55,14 @@ def test_randomness_is_a_function_of_seed_epoch_and_index(kernel, small_data):
     shared = list(epochs(kernel, small_data.train, workers=2))
     assert len(alone) == len(shared) == 4
     for one, other in zip(alone, shared):
-        assert one["path"] == other["path"]
-        assert torch.equal(one["img"], other["img"]) and torch.equal(one["mask"], other["mask"])
-    first, second = (torch.cat([b["img"] for b in part]) for part in (alone[:2], alone[2:]))
+        for name, value in one.items():
+            same = torch.equal if torch.is_tensor(value) else operator.eq
+            assert same(value, other[name]), name
+    first, second = (torch.cat([b["map"] for b in part]) for part in (alone[:2], alone[2:]))
     assert not torch.equal(first, second)
     data, other = (training_set(kernel, small_data.train, seed) for seed in (1, 2))
-    assert not torch.equal(data[1, 0]["img"], data[2, 0]["img"])
-    assert not torch.equal(data[1, 0]["img"], other[1, 0]["img"])
+    assert not np.array_equal(data[1, 0]["map"], data[2, 0]["map"])
+    assert not np.array_equal(data[1, 0]["map"], other[1, 0]["map"])
 
 
 def test_an_epoch_visits_every_row_once_in_an_order_of_its_own(kernel):
@@ -55,10 +70,29 @@ def test_an_epoch_visits_every_row_once_in_an_order_of_its_own(kernel):
     orders = []
     for sampler.epoch in (1, 2):
         keys = list(sampler)
-        assert {epoch for epoch, _ in keys} == {sampler.epoch}
+        assert {number for number, _ in keys} == {sampler.epoch}
         assert sorted(index for _, index in keys) == list(range(50))
         orders.append([index for _, index in keys])
     assert orders[0] != orders[1]
+
+
+def test_short_epochs_go_through_all_rows_before_one_comes_again(kernel, monkeypatch):
+    whole = kernel.ShuffledEpochs(10, 7)
+    passes = [key for whole.epoch in (1, 2, 3, 4) for key in whole]
+    short, keys = kernel.ShuffledEpochs(10, 7, 4), []
+    for short.epoch in range(1, 11):
+        assert len(short) == 4
+        keys += short
+    assert keys == passes and keys[8:12][0][0] == 1 and keys[8:12][3][0] == 2
+    short.epoch, short.done = 3, 3
+    assert list(short) == keys[11:12] and len(short) == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    shares = []
+    for rank in "01":
+        monkeypatch.setenv("RANK", rank)
+        sampler = kernel.ShuffledEpochs(10, 7, 3)  # an even number, so that all have as many
+        shares.append([key for sampler.epoch in (1, 2) for key in sampler])
+    assert [key for both in zip(*shares) for key in both] == keys[:8]
 
 
 def test_validation_shows_whole_pairs(kernel, small_data):
@@ -108,44 +142,71 @@ def test_a_cut_out_brings_its_own_alpha_and_gets_new_backdrops(kernel, tmp_path,
     data = kernel.TrainingSet(pairs, kernel.JointAugment(64, (1.0, 1.0), p_color=0.0), seed=0)
     corners = []
     for epoch in range(1, 6):
-        item = data[epoch, 0]
-        inside, outside = item["mask"][0] > 0.99, item["mask"][0] < 0.01
-        assert item["img"].shape == (3, 64, 64) and inside.any() and outside.any()
+        batch = made(kernel, data, (epoch, 0))
+        image, mask = batch["img"][0], batch["mask"][0, 0]
+        inside, outside = mask > 0.99, mask < 0.01
+        assert image.shape == (3, 64, 64) and inside.any() and outside.any()
         red = torch.tensor([1.0, -1.0, -1.0])[:, None]
-        assert (item["img"][:, inside] - red).abs().max() < 0.05
-        corners.append(item["img"][:, 0, 0])
+        assert (image[:, inside] - red).abs().max() < 0.05
+        corners.append(image[:, 0, 0])
     assert torch.stack(corners).std(dim=0).max() > 0.1
-    assert torch.equal(data[3, 1]["img"], data[3, 1]["img"])
+    assert torch.equal(made(kernel, data, (3, 1))["img"], made(kernel, data, (3, 1))["img"])
     whole = kernel.ValidationSet(pairs, 48)
     assert torch.equal(whole[1]["img"], whole[1]["img"])
 
 
 def test_an_edge_pixel_is_foreground_over_backdrop(kernel):
-    """I = alpha F + (1 - alpha) B at every level of alpha, over a photograph of one colour."""
-    foreground = Image.merge("RGBA", [
-        Image.new("L", (256, 8), level) for level in (250, 100, 10)] + [Image.fromarray(
-            np.tile(np.arange(256, dtype=np.uint8), (8, 1)))])
-    for seed in range(20):
-        rng = np.random.default_rng(seed)
-        backdrop = kernel.draw_backdrop(rng, foreground.size)
-        image, alpha = map(np.asarray, kernel.recomposed(foreground, backdrop, rng))
-        opaque = alpha == 255
-        assert (np.abs(image[opaque].astype(int) - (250, 100, 10)) <= 1).all()
-        assert np.array_equal(alpha, np.asarray(foreground)[..., 3])
+    """I = alpha F + (1 - alpha) B at every level of alpha, and black for B where the shadow is whole."""
+    alpha = torch.linspace(0, 1, 256).repeat(2, 1, 8, 1)
+    colour = torch.tensor([0.98, 0.4, 0.04])[:, None, None]
+    backdrop = torch.rand(2, 3, 8, 256, generator=torch.Generator().manual_seed(0))
+    shadows = torch.tensor([[0, 0.02, 0, 0], [0.5, 0.02, 0, 0]])
+    lit, dim = kernel.composited(alpha * colour, alpha, backdrop, shadows)
+    assert torch.allclose(lit, (alpha * colour + (1 - alpha) * backdrop)[0], atol=1e-6)
+    assert (dim <= (alpha * colour + (1 - alpha) * backdrop)[1] + 1e-6).all()
+    assert torch.allclose(dim[:, :, 255], colour[..., 0].expand(-1, 8), atol=1e-5)
+
+
+def test_a_shadow_is_the_blurred_shifted_alpha(kernel):
+    alpha = torch.zeros(3, 1, 128, 128)
+    alpha[:, :, 48:80, 48:80] = 1
+    shadows = torch.tensor([[0, 0.03, 0.05, 0], [0.5, 0.01, 0, 0], [0.5, 0.03, 0.05, -0.05]])
+    none, sharp, moved = 1 - kernel.lit(alpha, shadows)[:, 0]
+    assert none.abs().max() < 1e-6
+    assert sharp[64, 64] > 0.49 and sharp[20, 20] < 0.001 and sharp.max() <= 0.5 + 1e-5
+    y, x = np.mgrid[:128, :128]
+    weights = moved.numpy() / moved.sum().item()
+    assert (weights * x).sum() == pytest.approx(63.5 + 0.05 * 128, abs=0.2)
+    assert (weights * y).sum() == pytest.approx(63.5 - 0.05 * 128, abs=0.2)
+    spread = np.sqrt((weights * (x - 63.5 - 6.4) ** 2).sum())
+    assert spread == pytest.approx(np.hypot(32 / np.sqrt(12), 0.03 * 128), rel=0.05)
 
 
 def test_photographs_serve_as_backdrops(kernel, tmp_path):
     draw(tmp_path / "bg" / "blue.png", np.full((90, 160, 3), (0, 0, 255), np.uint8))
     draw(tmp_path / "bg" / "blue.jpg", np.full((300, 200, 3), (0, 0, 255), np.uint8))
     csv = cut_outs(tmp_path, "image_path\na.png\n")
-    pairs = kernel.read_pairs(
-        csv, None, [tmp_path / "bg" / "blue.png", tmp_path / "bg" / "blue.jpg"])
-    data = kernel.TrainingSet(pairs, kernel.JointAugment(64, p_color=0.0), seed=0)
-    blue = 0
-    for epoch in range(40):
-        red, green, corner = data[epoch, 0]["img"][:, 0, 0].tolist()
-        blue += red < -0.9 and green < -0.9 and corner > 0
+    paths = (tmp_path / "bg" / "blue.png", tmp_path / "bg" / "blue.jpg")
+    data = kernel.TrainingSet(
+        kernel.read_pairs(csv, None, paths), kernel.JointAugment(64, p_color=0.0), seed=0)
+    pool = kernel.PhotographPool(paths, 0, 128, torch.device("cpu")).of_epoch(1)
+    assert sorted(tuple(each.shape) for each in pool) == [(3, 90, 160), (3, 192, 128)]
+    images = made(kernel, data, *((epoch, 0) for epoch in range(40)), photographs=pool)["img"]
+    red, green, corner = images[:, :, 0, 0].T
+    blue = ((red < -0.9) & (green < -0.9) & (corner > 0)).sum()
     assert 22 < blue < 38  # three quarters of them, give or take
+
+
+def test_a_view_is_a_part_of_the_photograph(kernel):
+    y, x = np.mgrid[:60, :90]
+    photograph = torch.from_numpy(np.stack([y * 4, x * 2, x * 0]).astype(np.uint8))
+    for view, rows, columns in (((0, 1, 0.5, 0, 0), (0, 60), (15, 75)),
+                                ((0, 0.5, 1, 1, 1), (30, 60), (89, 59))):
+        part = kernel.part_of(photograph, view, (30, 30)) * 255
+        assert part[0, 0, 0] / 4 == pytest.approx(rows[0] + 0.5, abs=1)
+        assert part[0, -1, 0] / 4 == pytest.approx(rows[1] - 1.5, abs=1)
+        assert part[1, 0, 0] / 2 == pytest.approx(columns[0], abs=1.5)
+        assert part[1, 0, -1] / 2 == pytest.approx(columns[1], abs=2)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (1, 1), (33, 200)])
@@ -153,9 +214,43 @@ def test_backdrops_of_every_size(kernel, size):
     for seed in range(12):
         backdrop = kernel.draw_backdrop(np.random.default_rng(seed), size)
         assert backdrop.size == size and backdrop.mode == "RGB"
-    alpha = Image.new("L", size, 200)
-    shadow = kernel.shadowed(backdrop, alpha, np.random.default_rng(0))
-    assert shadow.size == size and np.asarray(shadow).mean() < np.asarray(backdrop).mean()
+
+
+def test_tiles_repeat_without_a_seam(kernel):
+    """Seen once over and twice over, a tile is the same; at its edge it goes on with its start."""
+    rng = np.random.default_rng(0)
+    tile = torch.from_numpy(np.asarray(kernel.smooth_colours(rng, (128, 128), 9)).copy())[None]
+    once = kernel.tiled(tile, torch.eye(2, 3)[None], (128, 128))
+    twice = kernel.tiled(tile, 2 * torch.eye(2, 3)[None], (256, 256))[0]
+    assert torch.allclose(once[0], tile[0].permute(2, 0, 1) / 255, atol=1e-4)
+    shifted = once[0].roll((64, 64), dims=(1, 2))
+    for part in (twice[:, :128, :128], twice[:, 128:, :128], twice[:, 128:, 128:]):
+        assert torch.allclose(part, shifted, atol=1e-4)
+
+
+def test_where_there_are_more_photographs_than_room_each_epoch_has_its_own(
+        kernel, tmp_path, monkeypatch):
+    """Seed and epoch decide which, whether they were read ahead or not, and all come in time."""
+    for level in range(6):
+        draw(tmp_path / f"{level}.png", np.full((8, 8, 3), level, np.uint8))
+    paths = sorted(tmp_path.iterdir())
+    set_module(monkeypatch, kernel.PhotographPool, "POOL_BYTES", 2 * 8 * 8 * 3 - 1)
+
+    def levels(photographs):
+        return [int(each[0, 0, 0]) for each in photographs]
+
+    ahead, late = (kernel.PhotographPool(paths, 5, 8, torch.device("cpu")) for _ in range(2))
+    first = levels(ahead.of_epoch(1))
+    ahead.prepare(2)
+    second = levels(ahead.of_epoch(2))
+    assert len(first) == len(second) == 2 and second == levels(late.of_epoch(2)) != first
+    seen = {level for epoch in range(1, 20) for level in levels(ahead.of_epoch(epoch))}
+    assert seen == set(range(6))
+
+
+def set_module(monkeypatch, owner, name, value):
+    """Replace a global of the module that a class lies in."""
+    monkeypatch.setattr(sys.modules[owner.__module__], name, value)
 
 
 def broken(data, *names):
@@ -230,22 +325,6 @@ def test_an_unreadable_test_image_is_black_of_its_declared_or_the_commonest_size
     assert alone[0]["full"].shape == (1024, 1024, 3)
 
 
-class Always:
-    """A numpy Generator that always wants a photograph, and the first one."""
-
-    def __init__(self, seed=0):
-        self.rng = np.random.default_rng(seed)
-
-    def random(self):
-        return 0.0
-
-    def integers(self, *bounds, **more):
-        return bounds[0] if len(bounds) > 1 else 0
-
-    def __getattr__(self, name):
-        return getattr(self.rng, name)
-
-
 def test_backdrops_are_read_like_every_image(kernel, tmp_path):
     """Upright, and no more than MAX_PIXELS; the next one stands in for one that cannot be read."""
     exif = Image.Exif()
@@ -256,27 +335,31 @@ def test_backdrops_are_read_like_every_image(kernel, tmp_path):
     (tmp_path / "torn.jpg").write_bytes((tmp_path / "turned.jpg").read_bytes()[:300])
     Image.new("1", (15_001, 10_000)).save(tmp_path / "vast.png")
     paths = [tmp_path / name for name in ("torn.jpg", "vast.png", "turned.jpg")]
-    backdrop, unreadable = kernel.choose_backdrop(paths, (20, 80), Always())
-    rows = np.asarray(backdrop.convert("L")).mean(axis=1)
-    assert rows[:10].mean() > 200 and rows[-10:].mean() < 50
-    assert [path for path, _ in unreadable] == [str(path) for path in paths[:2]]
-    assert "torn.jpg: cannot be read" in unreadable[0][1]
-    assert "more than the 150 million" in unreadable[1][1]
-    drawn, unreadable = kernel.choose_backdrop(paths[:2], (20, 80), np.random.default_rng(3))
-    assert drawn.size == (20, 80)
+    pool = kernel.PhotographPool(paths, 0, 40, torch.device("cpu"))
+    (photograph,) = pool.of_epoch(1)
+    assert photograph.shape == (3, 160, 40)
+    assert photograph[:, :70].float().mean() > 200 and photograph[:, 90:].float().mean() < 50
+    assert set(pool.unreadable) == {str(path) for path in paths[:2]}
+    assert "torn.jpg: cannot be read" in pool.unreadable[str(paths[0])]
+    assert "more than the 150 million" in pool.unreadable[str(paths[1])]
+    cutout = Image.new("RGBA", (20, 80))  # nothing before the backdrop
+    for seed in range(9):
+        image, _, unreadable = kernel.recomposed(cutout, paths, np.random.default_rng(seed))
+        listed = [path for path, _ in unreadable]
+        assert listed in ([], [str(paths[0]), str(paths[1])], [str(paths[1])])
+        image, _, unreadable = kernel.recomposed(cutout, paths[:2], np.random.default_rng(seed))
+        assert image.size == (20, 80) and len(unreadable) in (0, 2)
 
 
-def test_an_unreadable_backdrop_is_listed_and_training_goes_on(kernel, tmp_path):
+def test_backdrops_none_of_which_can_be_read_are_an_error(kernel, tmp_path):
     (tmp_path / "torn.jpg").write_bytes(b"no picture")
+    pool = kernel.PhotographPool([tmp_path / "torn.jpg"], 0, 64, torch.device("cpu"))
+    with pytest.raises(kernel.UserError, match="none of the backdrops can be read.*torn.jpg"):
+        pool.of_epoch(1)
     csv = cut_outs(tmp_path, "image_path\na.png\n")
-    pairs = kernel.read_pairs(csv, None, [tmp_path / "torn.jpg"])
-    data = kernel.TrainingSet(pairs, kernel.JointAugment(64), seed=0)
-    loader = kernel.make_loader(data, 8, kernel.Machine(), [(1 + i, 0) for i in range(8)])
-    (batch,) = loader
-    assert len(batch["img"]) == 8 and not batch["skipped"]
-    assert {path for path, _ in batch["backdrops"]} == {str(tmp_path / "torn.jpg")}
+    pairs = kernel.read_pairs(csv, None, (tmp_path / "torn.jpg",))
     readable = kernel.without_unreadable(pairs, kernel.Machine())
-    assert set(readable.skipped) <= {str(tmp_path / "torn.jpg")}
+    assert set(readable.skipped) <= {str(tmp_path / "torn.jpg")} and len(readable) == 1
 
 
 def test_a_validation_cut_out_keeps_its_backdrop_in_any_subset(kernel, tmp_path):

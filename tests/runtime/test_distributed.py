@@ -46,20 +46,22 @@ from src.data.datasets import ShuffledEpochs, TrainingSet, make_loader
 from src.data.pairs import read_pairs
 from src.network.u2net import U2NETP
 from src.training.loop import accumulate_gradients, train_step
+from src.training.plan import decided
 from src.training.state import Run
 
 prepare_machine(0)
 join_group()
 machine = Machine(torch.device("cpu"))
 batch = 4 // world_size()
-settings = dataclasses.replace(Settings(), train_size=64, train_batch=batch, ema=0)
 model = U2NETP()
+settings = dataclasses.replace(Settings(), train_size=64, train_batch=batch, ema=0, lr=1e-4)
+settings = decided(settings, model, machine)
 run = Run(model, settings, machine, 1, frozen_norms=False)
 model.eval()  # batch norms aside: each process would normalise with its own crops
 pairs = read_pairs(sys.argv[1])
 loader = make_loader(TrainingSet(pairs, JointAugment(64), 0), batch, machine,
                      ShuffledEpochs(len(pairs), 0))
-first = next(iter(loader))
+first = loader.dataset.augment.apply(next(iter(loader)), [], machine.device)
 accumulate_gradients(run, first)
 gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
 model.train()

@@ -10,7 +10,7 @@ import torch
 from conftest import REAL, ROOT
 from src.tools import import_onnx
 from src.runtime.console import UserError
-from src.data.backdrops import draw_backdrop, recomposed
+from src.data.backdrops import recomposed
 from src.data.datasets import alpha_tensor, image_tensor, resized
 from src.data.demo import draw_pair
 from src.data.images import open_image
@@ -44,8 +44,7 @@ def pairs_of(split, count, size):
     composed = []
     for index in range(count):
         rng = np.random.default_rng([len(split), index])
-        cutout = cutouts[index % len(cutouts)]
-        composed.append(recomposed(cutout, draw_backdrop(rng, cutout.size), rng))
+        composed.append(recomposed(cutouts[index % len(cutouts)], (), rng)[:2])
     return (torch.stack([image_tensor(resized(image, size)) for image, _ in composed]),
             torch.stack([alpha_tensor(resized(alpha, size)) for _, alpha in composed]))
 

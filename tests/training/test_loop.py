@@ -24,10 +24,11 @@ def train(kernel, data, out, model=None, **changes):
     model = model or kernel.U2NETP()
     settings = settings_for(kernel, **changes)
     machine = kernel.machine_for(torch.device("cpu"), settings.amp, settings.workers)
-    inputs = SimpleNamespace(out=out, checkpoint=None, unfinished=None)
+    inputs = SimpleNamespace(out=out, checkpoint=None, unfinished=None, kaggle_input=None)
     splits = kernel.Splits(kernel.read_pairs(data.train), kernel.read_pairs(data.val))
-    metrics = kernel.train(model, splits, settings, machine, inputs, kernel.StopWatch(),
-                           reserve=lambda seconds: 0)
+    metrics, finished = kernel.train(model, splits, settings, machine, inputs, kernel.StopWatch(),
+                                     reserve=lambda seconds: 0)
+    assert finished
     return model, metrics
 
 
@@ -112,7 +113,7 @@ def test_bf16_learns_what_float32_does(kernel, small_data, tmp_path):
 
 
 def test_the_cosine_schedule_rises_and_falls(kernel):
-    factor = kernel.cosine_with_warm_up(1000)
+    factor = kernel.CosineWithWarmUp(1000)
     values = [factor(step) for step in range(1001)]
     assert values[0] == pytest.approx(1 / 30) and values[29] == values[30] == 1
     assert values[515] == pytest.approx(0.5, abs=0.01) and values[1000] == pytest.approx(0)
@@ -122,13 +123,13 @@ def test_the_cosine_schedule_rises_and_falls(kernel):
 
 def test_cosine_steps_with_every_batch(kernel, small_data, tmp_path):
     _, metrics = train(kernel, small_data, tmp_path, schedule="cosine", epochs=2)
-    assert metrics[0]["lr"] == pytest.approx(2e-3 * kernel.cosine_with_warm_up(4)(2))
+    assert metrics[0]["lr"] == pytest.approx(2e-3 * kernel.CosineWithWarmUp(4)(2))
     assert metrics[1]["lr"] == pytest.approx(0, abs=1e-9)
 
 
 def run_of(kernel, **changes):
     torch.manual_seed(0)
-    settings = settings_for(kernel, **{"train_batch": 4, "ema": 0, **changes})
+    settings = settings_for(kernel, **{"train_batch": 4, "ema": 0, "schedule": "plateau", **changes})
     run = kernel.Run(kernel.U2NETP(), settings, kernel.Machine(), 3, frozen_norms=False)
     run.model.train()
     return run
@@ -247,7 +248,8 @@ def test_skipped_validation_pairs_do_not_count_against_the_training_pairs(kernel
                            val=write_pairs(tmp_path, 2, size=16, name="val"))
     (tmp_path / "images" / "train3.png").write_bytes(b"")
     settings = settings_for(kernel, epochs=1, train_batch=8)
-    inputs = SimpleNamespace(out=tmp_path / "out", checkpoint=None, unfinished=None)
+    inputs = SimpleNamespace(
+        out=tmp_path / "out", checkpoint=None, unfinished=None, kaggle_input=None)
     left_out = {f"val{number}.png": "broken" for number in range(3)}
     val = dataclasses.replace(kernel.read_pairs(data.val), skipped=left_out)
     kernel.train(kernel.U2NETP(), kernel.Splits(kernel.read_pairs(data.train), val), settings,
