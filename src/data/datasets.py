@@ -115,18 +115,21 @@ class TrainingSet(Dataset):
 
 
 def reduced_pair(pairs, index, side):
-    """(RGB image, L alpha) of a row, their shorter side `side`, from the cache if there is one.
-
-    Pillow resizes RGBA with premultiplied colours.
-    """
+    """(RGB image, L alpha) of a row, their shorter side `side`, from the cache if there is one."""
     def make():
-        layers = open_layers(*pairs[index])
-        scale = side / min(layers[0].size)
-        size = [min(round(scale * length), LONGEST * side) for length in layers[0].size]
-        layers = [layer.resize(size, Image.Resampling.BILINEAR) for layer in layers]
+        layers = [reduced(layer, side) for layer in open_layers(*pairs[index])]
         return layers if len(layers) == 2 else (layers[0].convert("RGB"), layers[0].getchannel("A"))
 
     return cached(pairs, index, f"{side}", make, LOSSY)
+
+
+def reduced(layer, side):
+    """An image whose shorter side is `side`; RGBA is averaged with premultiplied colours."""
+    scale = side / min(layer.size)
+    size = [min(round(scale * length), LONGEST * side) for length in layer.size]
+    if layer.mode == "RGBA":
+        return reduced(layer.convert("RGBa"), side).convert("RGBA")
+    return layer.resize(size, Image.Resampling.BILINEAR, reducing_gap=1.0)
 
 
 def cached(pairs, index, form, make, encoding):

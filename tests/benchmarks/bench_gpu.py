@@ -5,7 +5,7 @@
 Needs the checkout and the kernel's own packages. First the smoke: training of the demonstration set
 in each precision, killed and resumed, validation, calibration, prediction; its masks against those
 that the CPU predicts with the same weights. Then speed: training against the notebook's own loop
-at batches of 4 and 32 for both networks, prediction against the notebook's at 1024. --device cpu
+at batches of 4, 16 and 32 for both networks, prediction against the notebook's at 1024. --device cpu
 tries the check itself where there is no card.
 """
 
@@ -29,12 +29,15 @@ from src.config import Settings  # noqa: E402
 from src.runtime.hardware import choose_device, machine_for, prepare_machine  # noqa: E402
 from src.inputs.places import TestImage, list_images  # noqa: E402
 from src.data.augment import JointAugment  # noqa: E402
+from src.data.backdrops import PhotographPool  # noqa: E402
+from src.data.cache import open_cache  # noqa: E402
 from src.data.datasets import ShuffledEpochs, TrainingSet, make_loader  # noqa: E402
 from src.data.demo import demo_places, make_demo  # noqa: E402
 from src.data.images import open_image  # noqa: E402
 from src.data.pairs import read_pairs  # noqa: E402
 from src.network.u2net import NETWORKS, U2NETP  # noqa: E402
 from src.training.loop import STEPS_PER_CHECK, Run, train_epoch  # noqa: E402
+from src.training.plan import decided, fitting_batch  # noqa: E402
 from src.prediction.predictor import make_predictor  # noqa: E402
 from src.prediction.recipe import Recipe  # noqa: E402
 from src.results.submission import decode_mask, read_rows  # noqa: E402
@@ -90,47 +93,22 @@ def mask_difference(folder, device):
 # ---------------------------------------------------------------- speed
 
 
-class Timed:
-    """A loader that notes how long it was waited for."""
-
-    def __init__(self, loader):
-        self.loader, self.waited = loader, 0.0
-        self.dataset, self.sampler = loader.dataset, loader.sampler
-
-    def __len__(self):
-        return len(self.loader)
-
-    def __iter__(self):
-        batches = iter(self.loader)
-        while True:
-            began = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            self.waited += time.perf_counter() - began
-            yield batch
-
-
 def our_training(csv, device, batch, network):
-    """(samples/s, share of the time that waits for data) of our train_epoch, automatic precision"""
-    settings = dataclasses.replace(Settings(), train_size=SIZE, train_batch=batch)
-    machine = machine_for(device, "auto", None)
-    pairs = read_pairs(csv)
-    pairs = pairs.where(np.resize(np.arange(len(pairs)), CHECKS * STEPS_PER_CHECK * batch))
+    """(samples/s, share of the time that waits for data) of our train_epoch, automatic precision,
+    images cached; batch None: what the script takes by itself"""
+    machine, model = machine_for(device, "auto", None), NETWORKS[network]()
+    settings = decided(dataclasses.replace(Settings(), train_size=SIZE, train_batch=batch), model,
+                       machine)
+    pairs = read_pairs(csv, cache=open_cache(None, False))
+    pairs = pairs.where(
+        np.resize(np.arange(len(pairs)), CHECKS * STEPS_PER_CHECK * settings.train_batch))
     data = TrainingSet(pairs, JointAugment(SIZE, settings.crop_scale), settings.seed)
-    loader = Timed(make_loader(data, batch, machine, ShuffledEpochs(len(pairs), settings.seed)))
-    run = Run(NETWORKS[network](), settings, machine, len(loader), frozen_norms=True)
-    marks = []
-
-    def mark():
-        marks.append((time.perf_counter(), loader.waited, run.batch))
-        return False
-
-    train_epoch(run, loader, mark)
-    warm = next(index for index, (_, _, done) in enumerate(marks) if done >= STEPS_PER_CHECK)
-    seconds, waited, steps = (last - first for first, last in zip(marks[warm], marks[-1]))
-    return steps * batch / seconds, waited / seconds
+    loader = make_loader(data, settings.train_batch, machine,
+                         ShuffledEpochs(len(pairs), settings.seed))
+    run = Run(model, settings, machine, len(loader), frozen_norms=True)
+    train_epoch(run, loader, PhotographPool((), 0, SIZE, device), lambda: False)
+    step, wait = run.pace.since(run.pace.settled)
+    return settings.train_batch / step, wait / step
 
 
 def notebook_training(csv, device, batch, network):
@@ -173,7 +151,10 @@ def measure(device, folder):
     make_demo(folder, seed=0)
     places = demo_places(folder)
     on_card = device.type == "cuda"
-    for network, batch in product(NETWORKS, (4, 32)) if on_card else [("u2netp", 2)]:
+    for network in NETWORKS if on_card else ():
+        batch = fitting_batch(NETWORKS[network](), SIZE, machine_for(device, "auto", None))
+        say(f"{network}, crops of {SIZE} in a step that the script takes", batch)
+    for network, batch in product(NETWORKS, (4, 16, 32)) if on_card else [("u2netp", 2)]:
         what = f"{network}, training, batch {batch}"
         if on_card:
             torch.cuda.reset_peak_memory_stats()

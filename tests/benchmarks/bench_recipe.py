@@ -31,6 +31,7 @@ from notebook import BATCH, predicted, training_steps  # noqa: E402
 from src.config import parse_settings  # noqa: E402
 from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
 from src.runtime.stopping import StopWatch  # noqa: E402
+from src.data.cache import open_cache  # noqa: E402
 from src.data.datasets import open_layers  # noqa: E402
 from src.data.pairs import Splits, read_pairs  # noqa: E402
 from src.network.checkpoint import network_of, read_checkpoint  # noqa: E402
@@ -64,11 +65,12 @@ def our_errors(weights, settings, pairs, steps):
     model = network_of(read_checkpoint(weights))
     if steps:
         count = round(steps * BATCH * (NOTEBOOK_SIZE / settings.train_size) ** 2)
-        rows = read_pairs(settings.train_csv)
+        rows = read_pairs(settings.train_csv, cache=open_cache(settings.cache, False))
         rows = rows.where(np.resize(np.arange(len(rows)), count))
-        settings = dataclasses.replace(settings, epochs=1)
+        settings = dataclasses.replace(settings, epochs=1, epoch_samples=count)
         with tempfile.TemporaryDirectory() as folder:
-            inputs = SimpleNamespace(out=Path(folder), checkpoint=weights, unfinished=None)
+            inputs = SimpleNamespace(out=Path(folder), checkpoint=weights, unfinished=None,
+                                     kaggle_input=None)
             train(model, Splits(rows, pairs), settings, machine, inputs, StopWatch(), lambda _: 0)
     predictor = make_predictor(
         model, Recipe(settings.predict_size or settings.train_size), machine)

@@ -25,11 +25,14 @@ from notebook import BATCH, training_steps  # noqa: E402
 from src.config import Settings  # noqa: E402
 from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
 from src.data.augment import JointAugment  # noqa: E402
+from src.data.backdrops import PhotographPool  # noqa: E402
+from src.data.cache import open_cache  # noqa: E402
 from src.data.datasets import ShuffledEpochs, TrainingSet, make_loader  # noqa: E402
 from src.data.pairs import read_pairs  # noqa: E402
 from src.network.checkpoint import network_of, read_checkpoint  # noqa: E402
 from src.network.u2net import NETWORKS  # noqa: E402
 from src.training.loop import Run, train_epoch  # noqa: E402
+from src.training.plan import decided  # noqa: E402
 
 SIZE, WARM_UP, STEPS, TURNS = 320, 3, 8, 3
 
@@ -43,9 +46,11 @@ def notebook_rate(csv, model):
 
 def our_rate(csv, model):
     """Samples a second of our train_epoch with its defaults; the clock starts after the warm-up."""
-    settings = dataclasses.replace(Settings(), train_size=SIZE, train_batch=BATCH)
+    machine = machine_for(torch.device("cpu"), "off", None)
+    settings = decided(dataclasses.replace(Settings(), train_size=SIZE, train_batch=BATCH), model,
+                       machine)
     prepare_machine(settings.seed)
-    pairs, machine = read_pairs(csv), machine_for(torch.device("cpu"), "off", None)
+    pairs = read_pairs(csv, cache=open_cache(None, False))
     data = TrainingSet(pairs, JointAugment(SIZE, settings.crop_scale), settings.seed)
     loader = make_loader(data, BATCH, machine,
                          ShuffledEpochs(len(pairs), settings.seed))
@@ -55,7 +60,8 @@ def our_rate(csv, model):
         times.append(time.perf_counter())
         return len(times) == WARM_UP + STEPS
 
-    train_epoch(run, loader, note_time)
+    photographs = PhotographPool((), settings.seed, SIZE, machine.device)
+    train_epoch(run, loader, photographs, note_time)
     return BATCH * STEPS / (times[-1] - times[WARM_UP - 1])
 
 
