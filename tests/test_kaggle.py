@@ -193,6 +193,8 @@ def test_the_committed_metadata_is_what_kaggle_needs():
 # ---------------------------------------------------------------- the run
 
 QUICK = {"train_size": "64", "train_batch": "2", "epochs": "1"}
+RESULTS = {"metrics.csv", "preview", "submission.csv", "u2netp_best.pth",
+           "validation.csv"}
 # SIOCSIFFLAGS with IFF_UP (netdevice(7)): a new namespace's loopback is down.
 LOOPBACK_UP = ("import fcntl, socket, struct; "
                "fcntl.ioctl(socket.socket(), 0x8914, struct.pack(\"16sh\", b\"lo\", 1))")
@@ -262,7 +264,8 @@ def kaggle_run(root, out, before="true", **settings):
     """
     out.mkdir()
     script = out.with_suffix(".py")
-    script.write_text(build.bundle(ROOT, {**QUICK, **settings}))
+    baked = {name: text for name, text in {**QUICK, **settings}.items() if text}
+    script.write_text(build.bundle(ROOT, baked))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(
         ["unshare", "-n", "-m", "-u", "sh", "-c", KAGGLE_RUN, "sh", root, out, script,
@@ -285,13 +288,18 @@ def test_a_run_as_on_kaggle(tmp_path, namespaces, tree, says):
 
 
 def test_two_processes_need_no_name_and_no_network(tmp_path, namespaces):
-    """A host whose own name nobody resolves, and nothing but the loopback."""
+    """A host whose own name nobody resolves, and nothing but the loopback; training that the time
+    decides, as it does there unless --epochs does."""
     root, out = kaggle_input(tmp_path / "input", pairs=True), tmp_path / "working"
     before = f"hostname nowhere.invalid && {shlex.quote(sys.executable)} -c '{LOOPBACK_UP}'"
-    done = kaggle_run(root, out, before, gpus="2", device="cpu")
+    done = kaggle_run(root, out, before, gpus="2", device="cpu", epochs="", epoch_samples="40",
+                      time_limit=str(60 / 3600))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on with one" not in done.stdout and "Epoch 1:" in done.stdout
+    assert done.stdout.count("Planned: ") == 1 and "cosine schedule" in done.stdout
+    assert pd.read_csv(out / "metrics.csv").lr.iloc[-1] < 1e-9
     assert len(pd.read_csv(out / "submission.csv")) == 2
+    assert {path.name for path in out.iterdir()} == RESULTS  # decoded images are not among them
 
 
 def test_an_unreadable_image_does_not_cost_the_submission(tmp_path, namespaces):

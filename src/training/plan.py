@@ -112,13 +112,11 @@ def planned_steps(run, seconds, between):
     """
     pace, own = run.pace, None
     if pace.settled and pace.seconds - pace.settled[0] >= min(MEASURED_SECONDS, seconds / 30):
-        own = *pace.since(pace.settled), seconds
-    everyone = merged([own])
-    if None in everyone:
-        return None
-    step, wait, seconds = max(everyone)
-    each = between / run.steps_per_epoch
-    later = min(step, max(step - wait, pace.cached_step)) + each
-    step += each
-    first_pass = min(max(0, pace.steps_per_pass - run.step), seconds / step)
-    return run.step + max(1, int(first_pass + (seconds - first_pass * step) / later))
+        step, wait = pace.since(pace.settled)
+        each = between / run.steps_per_epoch
+        later = min(step, max(step - wait, pace.cached_step)) + each
+        step += each
+        first_pass = min(max(0, pace.steps_per_pass - run.step), seconds / step)
+        own = run.step + max(1, int(first_pass + (seconds - first_pass * step) / later))
+    everyone = merged([own])  # each has clocks of its own
+    return None if None in everyone else min(everyone)
