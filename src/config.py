@@ -56,7 +56,7 @@ class Settings:
         choices=("auto", "u2netp", "u2net"))
     device: str = knob("auto", "run", "auto, cpu, cuda, cuda:1, ...")
     amp: str = knob(
-        "auto", "run", "auto, off, fp16, bf16; auto: by the card, off on the CPU",
+        "auto", "run", "of training: auto (what the device is fast at), off, fp16, bf16",
         choices=("auto", "off", "fp16", "bf16"))
     workers: int | None = knob(
         None, "run", "processes that decode images [one per core, at most 4]", minimum=0,

@@ -246,8 +246,8 @@ class PhotographPool:
 
     def prepare(self, epoch):
         """Begin to read the photographs of an epoch."""
-        if not self.is_complete:
-            self.waiting.setdefault(epoch, self.thread.submit(self.read, epoch))
+        if not self.is_complete and epoch not in self.waiting:
+            self.waiting[epoch] = self.thread.submit(self.read, epoch)
 
     def read(self, epoch):
         """The epoch's photographs, in the host's memory"""

@@ -240,10 +240,14 @@ def test_where_there_are_more_photographs_than_room_each_epoch_has_its_own(
         return [int(each[0, 0, 0]) for each in photographs]
 
     ahead, late = (kernel.PhotographPool(paths, 5, 8, torch.device("cpu")) for _ in range(2))
-    first = levels(ahead.of_epoch(1))
-    ahead.prepare(2)
+    first, reads = levels(ahead.of_epoch(1)), []
+    real_read = ahead.read
+    ahead.read = lambda epoch: reads.append(epoch) or real_read(epoch)
+    for _ in range(3):  # with every batch
+        ahead.prepare(2)
     second = levels(ahead.of_epoch(2))
     assert len(first) == len(second) == 2 and second == levels(late.of_epoch(2)) != first
+    assert reads == [2]
     seen = {level for epoch in range(1, 20) for level in levels(ahead.of_epoch(epoch))}
     assert seen == set(range(6))
 

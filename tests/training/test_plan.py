@@ -168,3 +168,11 @@ def test_validation_comes_every_so_many_samples(kernel, small_data, tmp_path):
     _, metrics = train(kernel, small_data, tmp_path, epochs=4, epoch_samples=2, train_size=32)
     assert len(pd.DataFrame(metrics)) == 4
     (tmp_path / "last.pth").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("has_it, amp, dtype", [
+    (True, "auto", torch.bfloat16), (False, "auto", None), (False, "bf16", torch.bfloat16),
+    (True, "off", None)])
+def test_a_cpu_takes_bf16_where_it_has_it(kernel, monkeypatch, has_it, amp, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_it)
+    assert kernel.machine_for(torch.device("cpu"), amp, 0).dtype is dtype
