@@ -15,12 +15,12 @@ from pathlib import Path
 HELP_WIDTH = 100  # columns
 
 
-def knob(default, group, help, *, minimum=None, choices=None, type=None, nargs=None):
-    """A dataclass field that is also a command line flag; `type` parses the flag's text, or each of
-    its values where `nargs` lets it have several."""
+def knob(default, group, help, *, minimum=None, choices=None, type=None, nargs=None, flag=True):
+    """A dataclass field that is also a command line flag, or, without `flag`, what stands there
+    without one; `type` parses the text, or each of its values where `nargs` lets it have several."""
     metadata = {
         "group": group, "help": help, "minimum": minimum, "choices": choices,
-        "type": type or (str if choices else default.__class__), "nargs": nargs,
+        "type": type or (str if choices else default.__class__), "nargs": nargs, "flag": flag,
     }
     return field(default=default, metadata=metadata)
 
@@ -38,12 +38,25 @@ def parse_flag(text):
     return text.lower() == "true"
 
 
-METAVARS = {int: "N", float: "X", Path: "PATH", parse_range: "LOW,HIGH", parse_flag: "BOOL"}
+def parse_kinds(text):
+    """'masks,cutouts' -> ('masks', 'cutouts')"""
+    kinds = tuple(part for part in text.split(",") if part)
+    if not set(kinds) <= {"masks", "cutouts"}:
+        raise argparse.ArgumentTypeError(f"{text}: takes masks, cutouts or masks,cutouts")
+    return kinds
+
+
+METAVARS = {int: "N", float: "X", Path: "PATH", parse_range: "LOW,HIGH", parse_flag: "BOOL",
+            parse_kinds: "KINDS"}
 
 
 @dataclass(frozen=True)
 class Settings:
     """What one run is asked to do. Sizes are pixels; paths are relative to the working folder."""
+
+    pictures: tuple[Path, ...] = knob(
+        (), "run", "photos, folders: write masks and cut-outs of them, and nothing else",
+        type=Path, nargs="*", flag=False)
 
     mode: str = knob(
         "auto", "run", "auto, train, predict; auto trains unless it finds our weights",
@@ -136,6 +149,9 @@ class Settings:
     calibration: str = knob(
         "auto", "prediction", "auto (the recipe's, else the best on validation), notebook, none",
         choices=("auto", "notebook", "none"))
+    save: tuple[str, ...] = knob(
+        (), "prediction", "masks,cutouts: write these as PNGs too, in folders of these names",
+        type=parse_kinds)
     preview: int = knob(
         6, "prediction", "validation images and masks to draw in preview/; 0: no pictures",
         minimum=0)
@@ -150,6 +166,9 @@ def check_settings(settings):
     low, high = settings.crop_scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"--crop-scale {low},{high}: needs 0 < LOW <= HIGH <= 1")
+    if settings.pictures and settings.mode == "train":
+        raise ValueError(f"{settings.pictures[0]}, --mode train: a picture is predicted; leave one "
+                         "of them out")
     if settings.hours is not None and settings.epochs is not None:
         raise ValueError("--hours, --epochs: both say how long to train; take one of them")
     if settings.amp == "fp16" and settings.device == "cpu":
@@ -163,7 +182,7 @@ def flag_of(name):
 def command_line():
     """The argparse parser made of the fields of `Settings`."""
     parser = argparse.ArgumentParser(
-        usage="python kernel/main.py [--flag VALUE ...]", allow_abbrev=False,
+        usage="python kernel/main.py [PICTURE ...] [--flag VALUE ...]", allow_abbrev=False,
         description="Train U2-Net to predict alpha, and write submission.csv for a folder of test "
         "images. Without data it makes a small demonstration set. [In brackets: the default]",
         formatter_class=partial(argparse.HelpFormatter, max_help_position=26, width=HELP_WIDTH),
@@ -173,11 +192,12 @@ def command_line():
         title = item.metadata["group"]
         group = groups.setdefault(title, None) or parser.add_argument_group(title)
         groups[title] = group
-        shown = "" if item.default is None else f" [{default_text(item.default)}]"
-        choices = item.metadata["choices"]
+        shown = "" if item.default in (None, ()) else f" [{default_text(item.default)}]"
+        is_flag, kind = item.metadata["flag"], item.metadata["type"]
         group.add_argument(
-            flag_of(item.name), type=item.metadata["type"], choices=choices, default=item.default,
-            metavar=METAVARS.get(item.metadata["type"], "NAME"), nargs=item.metadata["nargs"],
+            flag_of(item.name) if is_flag else item.name, type=kind, default=item.default,
+            choices=item.metadata["choices"], nargs=item.metadata["nargs"],
+            metavar=METAVARS.get(kind, "NAME") if is_flag else "PICTURE",
             help=item.metadata["help"] + shown,
         )
     return parser

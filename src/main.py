@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from src.config import parse_settings
+from src.config import default_text, parse_settings
 from src.runtime.console import UserError, log
 from src.runtime.distributed import (
     NO_GROUP_STATUS, NoGroup, agree, end_of_another, first_to_end, join_group, leave_group, merged,
@@ -22,7 +22,8 @@ from src.runtime.stopping import STARTED, Interrupted, StopWatch
 from src.runtime.tables import write_table
 from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT
 from src.inputs.places import (
-    KAGGLE_INPUT, check_complete, find_inputs, is_empty, list_images, list_tests,
+    KAGGLE_INPUT, PICTURES, check_complete, find_inputs, is_empty, list_images, list_pictures,
+    list_tests,
 )
 from src.data.cache import open_cache
 from src.data.pairs import Splits, read_pairs, shared_images, split_off
@@ -42,7 +43,8 @@ from src.results.metrics import errors_of
 from src.results.preview import (
     save_submission_preview, save_training_preview, save_validation_preview, spread,
 )
-from src.results.submission import merge_submission, write_shard
+from src.results.pictures import save_pictures
+from src.results.submission import encode_mask, merge_submission, taken_rows, write_shard
 
 KAGGLE_HOURS = 11.5  # Kaggle ends a session after 12
 SCORED = 500  # validation images that the final score looks at
@@ -55,7 +57,8 @@ def run(settings):
     machine = take_machine(settings)
     inputs, checkpoint, training = find(settings)
     recipe = read_recipe(checkpoint, settings.train_size)
-    tests = list_tests(inputs.test_root, inputs.sample_csv, settings.limit)
+    tests = (list_pictures(settings.pictures, inputs.out, settings.limit) if settings.pictures else
+             list_tests(inputs.test_root, inputs.sample_csv, settings.limit))
     stop = StopWatch(settings.time_limit or (KAGGLE_HOURS if inputs.kaggle_input else None))
     stop.listen()
     describe(inputs, settings, training, len(tests))
@@ -78,15 +81,18 @@ def run(settings):
     shown = shown_pairs(predictor, splits.val, errors, settings.preview, stop)
 
     began = time.monotonic()
-    problems = predict_tests(predictor, tests, inputs.out / "submission.csv", stop)
+    problems = predict_tests(predictor, tests, settings, inputs.out, stop)
     # From here on rank 0 works alone, however long it takes: nothing waits for the others any more.
     rate = len(tests) / (time.monotonic() - began)
     status = UNREADABLE_STATUS if problems and not inputs.kaggle_input else 0
     if rank() == 0:
-        draw_previews(settings.preview, shown, scores, metrics, tests, inputs.out)
         if finished:
             (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
-        write_table(inputs.out / "validation.csv", sorted(scores, key=lambda each: -each["mse"]))
+        if not settings.pictures:
+            draw_previews(settings.preview, shown, scores, metrics, tests, inputs.out)
+            write_table(inputs.out / "validation.csv",
+                        sorted(scores, key=lambda each: -each["mse"]))
+            write_table(inputs.out / PROBLEMS, problems, ["filename", "reason"])
         summarise(predictor.recipes, scores, rate, problems, inputs.out, status)
     return status
 
@@ -127,7 +133,7 @@ def find(settings):
         raise UserError("--mode train: training starts from one checkpoint; name one with "
                         "--checkpoint, without --ensemble")
     training = settings.mode == "train" or (
-        settings.mode == "auto" and not inputs.others and (not ours or continues))
+        settings.mode == "auto" and not settings.pictures and not inputs.others and (not ours or continues))
     demo = is_empty(inputs) and not inputs.kaggle_input
     if demo:
         inputs = replace(inputs, **demo_places(inputs.out / "demo"))
@@ -165,8 +171,9 @@ def describe(inputs, settings, training, test_count):
         log(f"  {name}: {getattr(inputs, name) or '-'}")
     for path in inputs.others:
         log(f"  averaged with: {path}")
-    log("Settings: " + ", ".join(f"{name} {value}" for name, value in vars(settings).items()
-                                 if value is not None and not hasattr(inputs, name)))
+    log("Settings: " + ", ".join(
+        f"{name} {default_text(value)}" for name, value in vars(settings).items()
+        if value not in (None, ()) and not hasattr(inputs, name)))
     if training and inputs.checkpoint is None:
         log("No checkpoint to start from: the network learns from random weights")
 
@@ -281,16 +288,33 @@ def score(predictor, val_pairs, stop):
 # ---------------------------------------------------------------- predict, write, show
 
 
-def predict_tests(predictor, tests, csv, stop):
-    """Write the submission, going on where an interrupted run of the same weights and recipe
-    stopped; returns [(name, why its mask is blank)]."""
+def predict_tests(predictor, tests, settings, out, stop):
+    """Write the submission, or the pictures alone, going on where an interrupted run of the same
+    weights and recipe stopped; returns [(name, why its mask is blank)]."""
+    csv = out / ("pictures" if settings.pictures else "submission.csv")
+    kinds = settings.save or (PICTURES if settings.pictures else ())
+    finish = partial(finished_row, {test.name: test for test in tests}, kinds, out,
+                     not settings.pictures)
     state = [tensor.cpu() for tensor in predictor.network.state_dict().values()]
-    key = digest([*state, np.array([repr(predictor.recipes), *map(str, tests)])])
+    key = digest([*state, np.array([repr(predictor.recipes), repr(kinds), *map(str, tests)])])
     share = shard(tests)
     write_shard(csv, key, [test.name for test in share], lambda done: stop.guarded(
-        predictor.masks(share, done)))
+        predictor.masks(share, done)), finish)
     wait_for_all()
-    return merge_submission(csv, tests) if rank() == 0 else []
+    if rank() > 0:
+        return []
+    if settings.pictures:
+        return [(name, problem) for name, _, problem in taken_rows(csv) if problem]
+    return merge_submission(csv, tests)
+
+
+def finished_row(tests, kinds, out, with_mask, item):
+    """The row of (name, mask, problem), its mask as text or left out, once its pictures are written;
+    an image that cannot be read has none."""
+    name, mask, problem = item
+    if not problem:
+        save_pictures(out, kinds, tests[name], mask)
+    return name, encode_mask(mask) if with_mask else "", problem
 
 
 def shown_pairs(predictor, val_pairs, errors, count, stop):
@@ -322,9 +346,7 @@ def draw_previews(count, shown, scores, metrics, tests, out):
 
 
 def summarise(recipes, scores, images_per_second, problems, out, status):
-    """The end of the log: how good, how fast, what was written, what could not be read. The last
-    goes into problems.csv too."""
-    write_table(out / PROBLEMS, problems, ["filename", "reason"])
+    """The end of the log: how good, how fast, what was written, what could not be read."""
     log(f"Done in {time.time() - STARTED:.0f} s")
     for recipe in recipes:
         log("  recipe: " + ", ".join(f"{k} {v}" for k, v in vars(recipe).items() if k != "curve"))
@@ -334,14 +356,19 @@ def summarise(recipes, scores, images_per_second, problems, out, status):
         log(f"  validation MSE {mse:.6f} in 0..1, {mse * 255**2:.1f} in 0..255, SAD {sad:.2f}, "
             f"gradient error {gradient:.2f}, over {len(scores)} images of their own size")
     log(f"  predicted {images_per_second:.2f} images/s")
+    for kind in PICTURES:
+        count = sum(path.stat().st_mtime >= STARTED for path in (out / kind).rglob("*.png"))
+        if count:
+            log(f"  wrote {count} pictures into {out / kind}")
     for path in sorted(out.glob("*.*")) + sorted(out.glob("preview/*.png")):
         if path.stat().st_mtime >= STARTED:
             log(f"  wrote {path} ({path.stat().st_size:,} bytes)")
     for name, reason in problems[:20]:
         log(f"  BLANK MASK for {name}: {reason}")
     if problems:
-        log(f"{len(problems)} test images could not be read: their masks are blank, "
-            f"{out / PROBLEMS} lists them, and the exit status is {status}")
+        log(f"{len(problems)} images could not be read: their masks are blank in a submission "
+            f"({PROBLEMS} lists them), there are no pictures of them, and the exit status is "
+            f"{status}")
 
 
 # ---------------------------------------------------------------- the command line

@@ -1,6 +1,7 @@
 """Where things are, on Kaggle or locally, and what is missing."""
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from src.inputs.discovery import BEST_CHECKPOINT, discover
 
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
+PICTURES = ("masks", "cutouts")  # of pictures, and the folders of the results that hold them
 
 # The notebook's places, from the working folder
 LOCAL_PLACES = {
@@ -51,6 +53,9 @@ def find_inputs(settings, kaggle_input=KAGGLE_INPUT):
     """
     on_kaggle = kaggle_input.is_dir()
     candidates = discover(kaggle_input) if on_kaggle else search_local()
+    if settings.pictures:  # nothing else is looked at
+        candidates = {name: paths if name == "checkpoint" else [] for name, paths in
+                      candidates.items()}
     found = {name: paths[0] if paths else None for name, paths in candidates.items()}
     others = ()
     if settings.checkpoint:
@@ -70,6 +75,8 @@ def find_inputs(settings, kaggle_input=KAGGLE_INPUT):
     out = settings.out or (KAGGLE_WORKING if on_kaggle else Path("outputs"))
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out}: is a file; name a folder")
+    if settings.pictures:
+        found["test_root"] = settings.pictures[0]
     earlier = out / BEST_CHECKPOINT
     if not settings.checkpoint and earlier.is_file():
         found["checkpoint"] = earlier  # trained here: wins over the shipped ones
@@ -153,6 +160,39 @@ def list_tests(folder, sample_csv=None, limit=None):
     return tests[:limit]
 
 
+def list_pictures(places, out, limit=None):
+    """The `TestImage`s of photos and of folders with all that is in them, at most `limit`.
+
+    A name is the path below the folder without its last extension, which stays where two names
+    would be the same. What an earlier run has written below `out` is left out. Raises UserError
+    when a place does not exist or there is no picture.
+    """
+    paths = []  # (picture, the folder that its name leaves out)
+    for place in places:
+        if place.is_dir():
+            found = image_files(place, recursive=True)
+        elif place.is_file():
+            found = [place]
+        else:
+            raise UserError(f"{place}: there is no such picture or folder (working folder: "
+                            f"{Path.cwd()})")
+        base = place if place.is_dir() else place.parent
+        paths += [(path, base) for path in found]
+    results = [(out / kind).resolve() for kind in PICTURES]
+    paths = [(path, base) for path, base in paths
+             if not any(result in path.resolve().parents for result in results)]
+    names = [path.relative_to(base).with_suffix("").as_posix() for path, base in paths]
+    common = {name for name, count in Counter(names).items() if count > 1}
+    names = [path.relative_to(base).as_posix() if name in common else name
+             for name, (path, base) in zip(names, paths)]
+    for name, count in Counter(names).items():
+        if count > 1:
+            raise UserError(f"{name}: is there {count} times; name one folder that holds them all")
+    if not names:
+        raise UserError(f"{places[0]}: there is no picture")
+    return [TestImage(name, path) for name, (path, _) in zip(names, paths)][:limit]
+
+
 def report(what, names):
     """A log line about test images, if there are any"""
     if names:
@@ -166,13 +206,13 @@ def natural_key(name):
             for part in re.split(r"(\d+)", name) if part], name
 
 
-def image_files(folder):
+def image_files(folder, recursive=False):
     """The image files of a folder, by their suffixes, in natural order; others are left out."""
     suffixes = Image.registered_extensions()
     return sorted(
-        (p for p in folder.iterdir()
+        (p for p in (folder.rglob("*") if recursive else folder.iterdir())
          if p.suffix.lower() in suffixes and not p.name.startswith(".") and p.is_file()),
-        key=lambda p: natural_key(p.name),
+        key=lambda p: natural_key(p.relative_to(folder).as_posix()),
     )
 
 

@@ -9,6 +9,7 @@ from src.runtime.console import UserError
 from src.runtime.files import replacing
 from src.data.images import open_image
 from src.prediction.predictor import to_uint8
+from src.results.pictures import cut_out
 from src.results.submission import decode_mask, read_rows
 
 CELL, GAP, LABEL = 256, 8, 24  # pixels: side of a picture, space between two, height of a caption
@@ -36,17 +37,17 @@ def save_validation_preview(rows, path, scores=()):
             (alpha, "predicted alpha"),
             (Image.fromarray(to_uint8(difference)),
              f"difference, MSE {np.square(difference).mean():.4f}"),
-            (cut_out(pixels, alpha), "cut-out"),
+            (on_a_board(pixels, alpha), "cut-out"),
         ])
     save_grid(cells, path, score_panel(scores, 5 * (CELL + GAP) - GAP) if scores else None)
 
 
-def cut_out(image, alpha):
-    """The image by its alpha over a checkerboard, small enough for a cell."""
-    image, alpha = (ImageOps.contain(each, (CELL, CELL)) for each in (image, alpha))
-    y, x = np.mgrid[:image.height, :image.width] // CHECK
-    board = Image.fromarray(np.where((x + y) % 2, 255, 200).astype(np.uint8)).convert("RGB")
-    return Image.composite(image, board, alpha)
+def on_a_board(image, alpha):
+    """What an alpha takes out of an image, over a checkerboard, small enough for a cell."""
+    picture = cut_out(*(ImageOps.contain(each, (CELL, CELL)) for each in (image, alpha)))
+    y, x = np.mgrid[:picture.height, :picture.width] // CHECK
+    board = Image.fromarray(np.where((x + y) % 2, 255, 200).astype(np.uint8)).convert("RGBA")
+    return Image.alpha_composite(board, picture)
 
 
 def spread(errors, count):
@@ -80,7 +81,7 @@ def save_submission_preview(csv_path, path, tests, count):
             image = Image.new("RGB", (width, height), "white")
         matte = Image.fromarray(mask)
         cells.append([(image, name), (matte, f"{width}x{height}, {mask.min()}..{mask.max()}"),
-                      (cut_out(image, matte), "cut-out")])
+                      (on_a_board(image, matte), "cut-out")])
     save_grid(cells, path)
 
 

@@ -35,12 +35,19 @@ def decode_mask(text):
         return np.asarray(image)
 
 
-def write_shard(csv_path, key, names, predict):
+def encoded_row(item):
+    """(name, mask, problem) with the mask as text"""
+    name, mask, problem = item
+    return name, encode_mask(mask), problem
+
+
+def write_shard(csv_path, key, names, predict, finish=encoded_row):
     """Write this process's rows beside the CSV to be, going on where a killed run stopped.
 
     key: a text that is the same only for the same masks; names: of this process's images in order;
     predict: number of rows that are there already -> (name, uint8 mask [H,W], "" or why the mask
-    is blank) of the others.
+    is blank) of the others; finish: such an item -> its row, called in threads, in any order, before
+    the row counts as done.
     """
     path = shard_paths(csv_path)[rank()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,16 +57,10 @@ def write_shard(csv_path, key, names, predict):
         if done is None:
             file.truncate(0)
             writer.writerow((key, "", ""))
-        rows = mapped_ahead(encoded_row, predict(done or 0))
+        rows = mapped_ahead(finish, predict(done or 0))
         for row in rows:
             writer.writerow(row)
             file.flush()
-
-
-def encoded_row(item):
-    """(name, mask, problem) with the mask as text"""
-    name, mask, problem = item
-    return name, encode_mask(mask), problem
 
 
 def whole_rows(path, key, names):
@@ -93,23 +94,29 @@ def merge_submission(csv_path, tests):
     of each row whose mask is blank because its image cannot be read.
     """
     problems = []
-    with ExitStack() as stack, replacing(csv_path) as part:
+    with replacing(csv_path) as part:
         with open(part, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(HEADER)
-            shards = [csv.reader(stack.enter_context(open(path, newline="", encoding="utf-8")))
-                      for path in shard_paths(csv_path)]
-            for shard_rows in shards:
-                next(shard_rows)  # the key
-            for rows in zip_longest(*shards):
-                for name, text, problem in filter(None, rows):
-                    writer.writerow((name, text))
-                    problems += [(name, problem)] if problem else []
-        # Here, so that rows which do not pass the check are not taken up again.
-        for path in shard_paths(csv_path):
-            path.unlink()
+            for name, text, problem in taken_rows(csv_path):
+                writer.writerow((name, text))
+                problems += [(name, problem)] if problem else []
         check_submission(part, tests)
     return problems
+
+
+def taken_rows(csv_path):
+    """Yields the rows that write_shard has written in all processes, in the order of the test
+    images; then they are gone, so that rows which do not pass a check are not taken up again."""
+    with ExitStack() as stack:
+        shards = [csv.reader(stack.enter_context(open(path, newline="", encoding="utf-8")))
+                  for path in shard_paths(csv_path)]
+        for shard_rows in shards:
+            next(shard_rows)  # the key
+        for rows in zip_longest(*shards):
+            yield from filter(None, rows)
+    for path in shard_paths(csv_path):
+        path.unlink()
 
 
 def read_rows(csv_path):

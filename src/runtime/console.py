@@ -1,5 +1,6 @@
 """What the user reads: log lines, progress bars, and errors that are one sentence."""
 
+import os
 import sys
 
 from tqdm import tqdm
@@ -15,10 +16,16 @@ class UserError(Exception):
 
 
 def log(text=""):
-    """Print a line without tearing a progress bar apart, at once even into a pipe; rank 0 only."""
+    """Print a line without tearing a progress bar apart, at once even into a pipe; rank 0 only.
+
+    Where the pipe's reader has gone (`| head`), the work goes on in silence.
+    """
     if rank() == 0:
-        tqdm.write(text)
-        sys.stdout.flush()
+        try:
+            tqdm.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class WholeLines:

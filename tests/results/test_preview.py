@@ -79,8 +79,9 @@ def test_the_curves_stay_in_their_frames(kernel, tmp_path):
 def test_a_cut_out_stands_on_a_checkerboard(kernel):
     alpha = np.zeros((64, 64), np.uint8)
     alpha[:, 32:] = 255
-    cut = np.asarray(kernel.cut_out(Image.new("RGB", (64, 64), (9, 99, 9)), Image.fromarray(alpha)))
-    assert (cut[10, 200:] == (9, 99, 9)).all() and set(cut[:, :100, 0].ravel()) == {200, 255}
+    image = Image.new("RGB", (64, 64), (9, 99, 9))
+    cut = np.asarray(kernel.on_a_board(image, Image.fromarray(alpha)))
+    assert (cut[10, 200:, :3] == (9, 99, 9)).all() and set(cut[:, :100, 0].ravel()) == {200, 255}
 
 
 def test_pictures_never_cost_the_run(kernel, tmp_path, capsys):

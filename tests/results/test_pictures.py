@@ -1,0 +1,188 @@
+"""Mattes and cut-outs as files: their colours, their names, and what must not stop them."""
+
+import io
+import os
+import shutil
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from conftest import REAL, ROOT, draw
+from forked import run_forked
+
+SCRIPT = ROOT / "kernel" / "main.py"
+PHOTOS = sorted(REAL.glob("val_*.jpg"))
+
+
+def pixels(image):
+    return np.asarray(image, float) / 255
+
+
+@pytest.mark.parametrize("kind", ["smooth", "photograph"])
+def test_the_colours_of_a_cut_out_are_the_foregrounds(kernel, kind):
+    """Real mattes before a photograph; the truth is known at every pixel, and the image's own
+    colours are at least three times as far from it where alpha is neither 0 nor 1."""
+    own, found = [], []
+    for number, path in enumerate(sorted(REAL.glob("*.webp"))[:3]):
+        alpha = Image.open(path).convert("RGBA").resize((512, 512)).getchannel("A")
+        rng = np.random.default_rng(number)
+        truth = pixels(kernel.smooth_colours(rng, (512, 512), 6) if kind == "smooth" else
+                       Image.open(PHOTOS[number % 2]).resize((512, 512)))
+        backdrop = pixels(Image.open(PHOTOS[2]).resize((512, 512)))
+        a = pixels(alpha)[..., None]
+        image = np.rint(255 * (a * truth + (1 - a) * backdrop)).astype(np.uint8)
+        soft = ((a > 0.02) & (a < 0.98))[..., 0]
+        colours = kernel.foreground(Image.fromarray(image), alpha)
+        own.append(np.abs(pixels(image) - truth)[soft].mean())
+        found.append(np.abs(pixels(colours) - truth)[soft].mean())
+    assert np.mean(own) > 3 * np.mean(found)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (65, 40)])
+def test_what_is_solid_keeps_its_colours_and_nothing_is_black(kernel, size):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    alpha = np.where(np.arange(size[0]) >= size[0] // 2, 255, 0) * np.ones((size[1], 1))
+    colours = kernel.foreground(image, alpha.astype(np.uint8))
+    assert np.abs(colours.astype(int) - image)[alpha == 255].max() <= 1
+    assert not colours[alpha == 0].any()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with pictures of one name in sub-folders, one that is no image, and other files."""
+    folder = tmp_path / "photos"
+    for name, path in {"a.jpg": PHOTOS[0], "sub/a.jpg": PHOTOS[1], "sub/b.jpg": PHOTOS[2]}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(path) as image:
+            image.resize((96, 80)).save(folder / name)
+    with Image.open(sorted(REAL.glob("*.webp"))[0]) as image:
+        image.resize((70, 50)).save(folder / "sub" / "b.webp")
+    (folder / "torn.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("")
+    draw(folder / ".hidden" / ".c.png", np.zeros((9, 9, 3), np.uint8))
+    return folder
+
+
+def written(out):
+    return sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file())
+
+
+NAMES = ["a", "sub/a", "sub/b.jpg", "sub/b.webp"]
+
+
+def test_a_folder_of_photos_becomes_masks_and_cut_outs(photos, tmp_path):
+    done = run_forked(SCRIPT, photos, cwd=tmp_path)
+    assert done.returncode == 3 and "torn.png: cannot be read" in done.stdout, done.stderr
+    out = tmp_path / "outputs"
+    assert written(out) == [f"{kind}/{name}.png" for kind in ("cutouts", "masks") for name in NAMES]
+    for name, source in zip(NAMES, ["a.jpg", "sub/a.jpg", "sub/b.jpg", "sub/b.webp"]):
+        mask, cutout = (Image.open(out / kind / f"{name}.png") for kind in ("masks", "cutouts"))
+        assert (mask.mode, cutout.mode) == ("L", "RGBA")
+        assert mask.size == cutout.size == Image.open(photos / source).size
+        assert np.array_equal(mask, cutout.getchannel("A"))
+    assert np.asarray(Image.open(out / "masks" / "a.png")).max() > 200
+
+
+def test_a_photo_becomes_a_mask_and_a_cut_out_beside_it(photos, tmp_path):
+    """The output lies in the input's folder: a second run takes none of it for a photo."""
+    (photos / "torn.png").unlink()
+    for count in (1, 4):
+        done = run_forked(SCRIPT, *([photos / "a.jpg"] if count == 1 else [photos]), "--out", photos,
+                          cwd=tmp_path)
+        assert done.returncode == 0 and f"predict {count} test images" in done.stdout, done.stderr
+    assert sum(name.startswith("masks/") for name in written(photos)) == 4
+
+
+def test_pictures_leave_the_results_of_a_training_alone(photos, tmp_path):
+    out = tmp_path / "outputs"
+    out.mkdir()
+    for name in ("submission.csv", "validation.csv", "problems.csv", "metrics.csv"):
+        (out / name).write_text("mine")
+    assert run_forked(SCRIPT, photos / "a.jpg", cwd=tmp_path).returncode == 0
+    assert [name for name in written(out) if "/" not in name] == [
+        "metrics.csv", "problems.csv", "submission.csv", "validation.csv"]
+    assert {path.read_text() for path in out.glob("*.csv")} == {"mine"}
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["nowhere.jpg"], "nowhere.jpg: there is no such picture or folder"),
+    (["empty"], "empty: there is no picture"),
+    (["a.png", "empty/../a.png"], "a.png: is there 2 times"),
+    (["a.png", "--mode", "train"], "a.png, --mode train"),
+    (["a.png", "--out", "a.png/out"], "a.png"),
+    (["--save", "mattes"], "mattes: takes masks, cutouts or masks,cutouts")])
+def test_bad_pictures_are_one_sentence(kernel, tmp_path, monkeypatch, capsys, arguments, says):
+    (tmp_path / "empty").mkdir()
+    draw(tmp_path / "a.png", np.zeros((9, 9, 3), np.uint8))
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = kernel.main([*arguments, "--workers", "0"])
+    except SystemExit as stop:
+        status = stop.code
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert status == 2 and says in error and "Traceback" not in error
+
+
+def test_saved_pictures_are_those_of_the_submission(small_data, tmp_path, kernel):
+    flags = ("--mode", "predict", "--test-root", small_data.test, "--out", tmp_path / "out")
+    assert run_forked(SCRIPT, *flags, cwd=tmp_path).returncode == 0
+    assert not (tmp_path / "out" / "masks").exists()
+    assert run_forked(SCRIPT, *flags, "--save", "masks,cutouts", cwd=tmp_path).returncode == 0
+    table = pd.read_csv(tmp_path / "out" / "submission.csv", dtype=str)
+    for name, text in zip(table.filename, table.image_utf):
+        mask = kernel.decode_mask(text)
+        assert np.array_equal(Image.open(tmp_path / "out" / "masks" / f"{name}.png"), mask)
+        cutout = Image.open(tmp_path / "out" / "cutouts" / f"{name}.png")
+        assert np.array_equal(cutout.getchannel("A"), mask)
+
+
+def test_pictures_go_on_where_they_were_killed(kernel, tmp_path):
+    """What has a row has its pictures, and is not made again."""
+    tests = [kernel.TestImage(str(number), None) for number in range(4)]
+    names, made = [test.name for test in tests], []
+
+    def finish(item):
+        made.append(item[0])
+        return kernel.finished_row({test.name: test for test in tests}, ("masks",), tmp_path, False,
+                                   item)
+
+    def predict(done, last):
+        for name in names[done:last]:
+            yield name, np.full((3, 4), int(name), np.uint8), ""
+        if last < 4:
+            raise KeyboardInterrupt
+
+    csv = tmp_path / "pictures"
+    with pytest.raises(KeyboardInterrupt):
+        kernel.write_shard(csv, "key", names, lambda done: predict(done, 4 - 1), finish)
+    rows = len((tmp_path / "pictures.0-of-1").read_text().splitlines()) - 1
+    before = list(made)
+    kernel.write_shard(csv, "key", names, lambda done: predict(done, 4), finish)
+    assert set(names[:rows]) <= set(before) and made[len(before):] == names[rows:]
+    assert [row[0] for row in kernel.taken_rows(csv)] == names and list(tmp_path.iterdir()) == [
+        tmp_path / "masks"]
+    assert sorted(os.listdir(tmp_path / "masks")) == [f"{name}.png" for name in names]
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_work(kernel, monkeypatch):
+    """`| head`: the log is cut, the results are not."""
+    read, write = os.pipe()
+    os.close(read)
+    stream = io.TextIOWrapper(io.FileIO(write, "w"), write_through=True)
+    monkeypatch.setattr(sys, "stdout", stream)
+    kernel.log("one")
+    kernel.log("two")
+    stream.flush()
+
+
+def test_the_readmes_line_for_photos_works(photos, tmp_path):
+    """README: python kernel/main.py photo.jpg"""
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert "python kernel/main.py photo.jpg" in readme
+    shutil.copy(photos / "a.jpg", tmp_path / "photo.jpg")
+    done = run_forked(SCRIPT, "photo.jpg", cwd=tmp_path)
+    assert done.returncode == 0 and (tmp_path / "outputs" / "cutouts" / "photo.png").is_file()
