@@ -123,8 +123,10 @@ def stretched(batch, photographs, size, device):
     backdrops = torch.empty(len(batch["view"]), 3, *size, device=device)
     drawn = (batch["view"][:, 0] < 0).nonzero()[:, 0]
     if len(drawn):
-        tiles, maps = (batch[name][drawn].to(device) for name in ("tile", "tile_map"))
-        backdrops.index_copy_(0, drawn.to(device), tiled(tiles, maps, size))
+        # A copy that blocks would wait for all work that the device still has to do.
+        rows, tiles, maps = (each.to(device, non_blocking=True) for each in (
+            drawn, batch["tile"][drawn], batch["tile_map"][drawn]))
+        backdrops.index_copy_(0, rows, tiled(tiles, maps, size))
     for index, view in enumerate(batch["view"].tolist()):
         if view[0] >= 0:
             chosen = photographs[min(int(view[0] * len(photographs)), len(photographs) - 1)]

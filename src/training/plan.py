@@ -50,19 +50,18 @@ def fitting_batch(model, size, machine):
 
 def fits(model, batch, size, machine):
     """Whether a step on a quarter more crops than `batch` has room on the device."""
+    twin = copy.deepcopy(model).to(machine.device, memory_format=torch.channels_last).train()
+    images, has_room = torch.zeros(batch + batch // 4, 3, size, size), True
     try:
-        twin = copy.deepcopy(model).to(machine.device, memory_format=torch.channels_last).train()
-        images = torch.zeros(batch + batch // 4, 3, size, size)
         with machine.autocast():
             outputs = twin(machine.to_device(images))
-        sum(output.mean() for output in outputs).backward()
-        return True
+        sum(output.float().mean() for output in outputs).backward()
     except torch.OutOfMemoryError:
-        return False
-    finally:
-        twin = outputs = None
-        if machine.device.type == "cuda":
-            torch.cuda.empty_cache()
+        has_room = False
+    twin = outputs = None  # the memory is the next trial's
+    if machine.device.type == "cuda":
+        torch.cuda.empty_cache()
+    return has_room
 
 
 class Pace:
