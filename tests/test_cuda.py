@@ -58,3 +58,25 @@ def test_nccl_carries_the_gradients_of_one_process(monkeypatch):
         assert problem == "" and torch.distributed.get_backend(group) == "nccl"
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_crops_are_made_without_waiting_for_the_card(tmp_path):
+    """Whatever copies a value back, or blocks until it has arrived, ends this test."""
+    kernel = load_modules()
+    card = torch.device("cuda", 0)
+    (tmp_path / "train.csv").write_text(
+        "image_path\n" + "\n".join(str(path) for path in REAL.glob("*.webp")))
+    pairs = kernel.read_pairs(tmp_path / "train.csv", None, tuple(REAL.glob("val_*.jpg")))
+    data = kernel.TrainingSet(pairs, kernel.JointAugment(64), 0)
+    pool = kernel.PhotographPool(pairs.photographs, 0, 128, card).of_epoch(1)
+    batch = kernel.collated([data[epoch, index] for epoch in range(8) for index in range(6)])
+    pinned = {name: value.pin_memory() if torch.is_tensor(value) else value
+              for name, value in batch.items()}
+    on_cpu = data.augment.apply(batch, [each.cpu() for each in pool], torch.device("cpu"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        on_card = data.augment.apply(pinned, pool, card)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for name in ("img", "mask"):
+        assert torch.allclose(on_card[name].cpu(), on_cpu[name], atol=1e-4)

@@ -53,17 +53,10 @@ def train(model, splits, settings, machine, inputs, stop, reserve):
     train_loader, val_loader = loaders(splits, settings, size, machine)
     photographs = PhotographPool(splits.train.photographs, settings.seed, 2 * settings.train_size,
                                  machine.device)
-    augment = train_loader.dataset.augment
-    first_train = first_items(train_loader, train_loader.sampler)
-    pace = Pace(seconds_of_a_cached_step(train_loader),
-                math.ceil(len(splits.train) / settings.train_batch / world_size()))
-    first_train = augment.apply(first_train, photographs.of_epoch(1), machine.device)
-    first_val = first_items(val_loader, range(len(splits.val)))
-    describe_batch("train", first_train)
-    describe_batch("val", first_val)
+    first_train, first_val = first_batches(train_loader, val_loader, photographs)
     configuration = configuration_of(settings, model, splits)
     run = Run(model, settings, machine, len(train_loader), norms_are_frozen(settings, inputs),
-              pace)
+              pace_of(train_loader))
     resume(run, unfinished(inputs), out, configuration)
     if run.metrics:
         write_tables(run, out, splits.val.skipped)
@@ -87,8 +80,7 @@ def train(model, splits, settings, machine, inputs, stop, reserve):
         if not out_of_time:
             finish_epoch(run, val_loss, val_mse, photographs.unreadable)
             write_tables(run, out, splits.val.skipped)
-            log("Epoch {epoch}: train_mse={train_mse:.6f} val_mse={val_mse:.6f} lr={lr:.2e}"
-                .format(**run.metrics[-1]) + describe_pace(run, before, time.monotonic() - began))
+            log(describe_epoch(run, before, time.monotonic() - began))
         if val_mse < run.best:
             run.best = val_mse
             if rank() == 0:
@@ -113,19 +105,32 @@ def loaders(splits, settings, size, machine):
             share_loader(ValidationSet(splits.val, size), settings.train_batch, machine))
 
 
+def first_batches(train_loader, val_loader, photographs):
+    """A batch of each loader, as the network gets it, which the log describes."""
+    val = first_items(val_loader, range(len(val_loader.dataset)))
+    train = train_loader.dataset.augment.apply(
+        first_items(train_loader, train_loader.sampler), photographs.of_epoch(1),
+        photographs.device)
+    describe_batch("train", train)
+    describe_batch("val", val)
+    return train, val
+
+
 def first_items(loader, keys):
     """A batch of the first keys' items, made in this process without starting the workers."""
     return collated([loader.dataset[key] for key in islice(keys, loader.batch_size)])
 
 
-def seconds_of_a_cached_step(loader):
-    """What the loader's workers need for a step whose images are cached, as those of the first batch
-    are by now; without a cache there is no such step (infinite)."""
-    if loader.dataset.pairs.cache is None:
-        return math.inf
+def pace_of(loader):
+    """The `Pace` of a training, which foresees how fast cached images come: those of the first batch
+    are cached by now."""
+    pairs = loader.dataset.pairs
+    steps_per_pass = math.ceil(len(pairs) / loader.batch_size / world_size())
+    if pairs.cache is None or pairs.cache.is_full.value:
+        return Pace(steps_per_pass=steps_per_pass)
     began = time.monotonic()
     first_items(loader, loader.sampler)
-    return (time.monotonic() - began) / max(1, loader.num_workers)
+    return Pace((time.monotonic() - began) / max(1, loader.num_workers), steps_per_pass)
 
 
 def norms_are_frozen(settings, inputs):
@@ -318,14 +323,19 @@ def describe_plan(run, rows):
             f"{rows} rows; {settings.schedule} schedule from {settings.lr:.2e}")
 
 
-def describe_pace(run, before, seconds):
-    """What the last epoch's speed was and what limited it, for the log. before: the pace then."""
+def describe_epoch(run, before, seconds):
+    """How good the last epoch was, how fast, and what limited it: a line for the log.
+
+    before: the pace when it began; seconds: what it took, with its validation.
+    """
+    text = ("Epoch {epoch}: train_mse={train_mse:.6f} val_mse={val_mse:.6f} lr={lr:.2e}"
+            .format(**run.metrics[-1]))
     steps = run.pace.steps - before[2]
     if not steps:  # an earlier run has done them all
-        return ""
+        return text
     step, wait = run.pace.since(before)
     crops = run.settings.train_batch * world_size()
-    text = f", {crops / step:.1f} samples/s, {wait / step:.0%} of the time waiting for data"
+    text += f", {crops / step:.1f} samples/s, {wait / step:.0%} of the time waiting for data"
     if run.machine.device.type == "cuda":
         text += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of card memory"
     text += f", {seconds:.0f} s"

@@ -15,6 +15,7 @@ MOST_SAMPLES = 20_000  # of an epoch, so that validation comes every few minutes
 CPU_BATCH, CARD_BATCH = 4, 16  # crops of a step; on a card, if so many fit
 LR_OF_4 = 1e-4  # learning rate for steps of 4 crops, the notebook's
 MEASURED_SECONDS = 120  # of training, before its length is planned
+MARGIN = 0.98  # of the time is planned for, so that a slower hour does not cut the schedule off
 SETTLED_STEPS = 16  # before they are measured: workers start, kernels are chosen
 
 
@@ -111,6 +112,7 @@ def planned_steps(run, seconds, between):
     """
     pace, own = run.pace, None
     if pace.settled and pace.seconds - pace.settled[0] >= min(MEASURED_SECONDS, seconds / 30):
+        seconds *= MARGIN
         step, wait = pace.since(pace.settled)
         each = between / run.steps_per_epoch
         later = min(step, max(step - wait, pace.cached_step)) + each

@@ -103,6 +103,8 @@ def pace_of(kernel, step, wait, **more):
 
 
 def planned(kernel, pace, seconds, done=100, between=0.0):
+    """The plan for so many seconds after the margin"""
+    seconds /= sys.modules[kernel.Pace.__module__].MARGIN
     run = SimpleNamespace(pace=pace, steps_per_epoch=50, step=done)
     return kernel.planned_steps(run, seconds, between)
 
