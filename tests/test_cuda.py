@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from conftest import ROOT, load_modules
+from conftest import REAL, ROOT, load_modules
 
 sys.path.insert(0, str(ROOT / "tests" / "benchmarks"))
 from bench_gpu import mask_difference, train_killed_and_resumed  # noqa: E402
