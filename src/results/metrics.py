@@ -17,16 +17,17 @@ def errors_of(prediction, truth):
     difference = prediction.astype(np.float64) - truth
     return {"mse": float(np.square(difference).mean()),
             "sad": float(np.abs(difference).sum() / 1000),
-            "gradient": float(np.square(steepness(prediction) - steepness(truth)).sum() / 1000)}
+            "gradient": float(np.square(steepness(prediction) - steepness(truth)).sum(
+                dtype=np.float64) / 1000)}
 
 
 def steepness(alpha):
     """Magnitude of the gradient of an alpha [H,W], by Gaussian derivatives, borders repeated."""
-    x = torch.arange(-REACH, REACH + 1, dtype=torch.float64)
+    x = torch.arange(-REACH, REACH + 1, dtype=torch.float32)
     smooth = torch.exp(-x.square() / (2 * SIGMA**2))
     slope = -x * smooth
     smooth, slope = (kernel / kernel.norm() for kernel in (smooth, slope))
-    image = torch.from_numpy(np.asarray(alpha, np.float64))[None, None]
+    image = torch.from_numpy(np.asarray(alpha, np.float32))[None, None]
     image = F.pad(image, [REACH] * 4, mode="replicate")
     across = filtered(image, along_x=slope, along_y=smooth)
     down = filtered(image, along_x=smooth, along_y=slope)
