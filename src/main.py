@@ -12,8 +12,8 @@ import numpy as np
 from src.config import default_text, parse_settings
 from src.runtime.console import UserError, log
 from src.runtime.distributed import (
-    NO_GROUP_STATUS, NoGroup, agree, end_of_another, first_to_end, join_group, leave_group, merged,
-    relaunch, shard, wait_for_all,
+    NO_GROUP_STATUS, NoGroup, agree, end_of_another, end_process, first_to_end, join_group,
+    leave_group, merged, relaunch, shard, wait_for_all,
 )
 from src.runtime.files import digest
 from src.runtime.hardware import choose_device, describe_machine, machine_for, prepare_machine
@@ -422,4 +422,4 @@ def status_of(error):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

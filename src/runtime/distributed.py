@@ -99,6 +99,19 @@ def leave_group():
         dist.destroy_process_group()
 
 
+def end_process(status):
+    """End this process with a status; one of several without taking its interpreter down.
+
+    Threads of gloo may still hold tensors, and letting these go without an interpreter aborts the
+    process, with a status of its own (pytorch/pytorch#179291).
+    """
+    if world_size() == 1:
+        sys.exit(status)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 def first_to_end(status):
     """Note that this process ends with an error; whether it is the first, and so reports it."""
     if _store is None:
