@@ -16,16 +16,19 @@ class UserError(Exception):
 
 
 def log(text=""):
-    """Print a line without tearing a progress bar apart, at once even into a pipe; rank 0 only.
-
-    Where the pipe's reader has gone (`| head`), the work goes on in silence.
-    """
+    """Print a line without tearing a progress bar apart, at once even into a pipe; rank 0 only."""
     if rank() == 0:
-        try:
-            tqdm.write(text)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        in_silence_without_reader(sys.stdout, tqdm.write, text)
+        in_silence_without_reader(sys.stdout, sys.stdout.flush)
+
+
+def in_silence_without_reader(stream, write, *text):
+    """write(*text), unless the reader of the stream's pipe has gone (`| head`): then the work goes
+    on, and nothing more is written to it."""
+    try:
+        write(*text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 class WholeLines:
@@ -36,10 +39,10 @@ class WholeLines:
 
     def write(self, text):
         if text.strip():
-            self.stream.write(text.strip() + "\n")
+            in_silence_without_reader(self.stream, self.stream.write, text.strip() + "\n")
 
     def flush(self):
-        self.stream.flush()
+        in_silence_without_reader(self.stream, self.stream.flush)
 
 
 def progress(iterable, title, done=0, unit="batch"):
