@@ -133,7 +133,8 @@ def find(settings):
         raise UserError("--mode train: training starts from one checkpoint; name one with "
                         "--checkpoint, without --ensemble")
     training = settings.mode == "train" or (
-        settings.mode == "auto" and not settings.pictures and not inputs.others and (not ours or continues))
+        settings.mode == "auto" and not settings.pictures and not inputs.others
+        and (not ours or continues))
     demo = is_empty(inputs) and not inputs.kaggle_input
     if demo:
         inputs = replace(inputs, **demo_places(inputs.out / "demo"))
@@ -309,8 +310,8 @@ def predict_tests(predictor, tests, settings, out, stop):
 
 
 def finished_row(tests, kinds, out, with_mask, item):
-    """The row of (name, mask, problem), its mask as text or left out, once its pictures are written;
-    an image that cannot be read has none."""
+    """The row of (name, mask, problem), its mask as text or left out, once its pictures are
+    written; an image that cannot be read has none."""
     name, mask, problem = item
     if not problem:
         save_pictures(out, kinds, tests[name], mask)
@@ -366,7 +367,7 @@ def summarise(recipes, scores, images_per_second, problems, out, status):
     for name, reason in problems[:20]:
         log(f"  BLANK MASK for {name}: {reason}")
     if problems:
-        log(f"{len(problems)} images could not be read: their masks are blank in a submission "
+        log(f"{len(problems)} test images could not be read: their masks are blank in a submission "
             f"({PROBLEMS} lists them), there are no pictures of them, and the exit status is "
             f"{status}")
 

@@ -27,7 +27,7 @@ def session_of(path):
     return lambda image: session.run(None, {session.get_inputs()[0].name: image})
 
 
-@pytest.mark.parametrize("half, difference, size", [(False, 1e-4, 4.8e6), (True, 0.05, 2.5e6)])
+@pytest.mark.parametrize("half, difference, size", [(False, 1e-4, 4.8e6), (True, 0.1, 2.5e6)])
 def test_rembg_gets_what_we_predict(tmp_path, capsys, half, difference, size):
     path = tmp_path / "u2netp_alpha.onnx"
     assert export_onnx.main([str(WEIGHTS), str(path), *["--half"] * half]) == 0
@@ -44,6 +44,7 @@ def test_rembg_gets_what_we_predict(tmp_path, capsys, half, difference, size):
         assert len(theirs) == 7 and theirs[0].dtype == np.float32
         for one, other in zip(ours, theirs):
             assert np.abs(one.numpy() - other).max() < difference
+            assert np.abs(one.numpy() - other).mean() < difference / 100
         assert theirs[0].max() > 0.9 and theirs[0].min() < 0.1
 
 
