@@ -17,7 +17,7 @@ HELP_WIDTH = 100  # columns
 
 def knob(default, group, help, *, minimum=None, choices=None, type=None, nargs=None, flag=True):
     """A dataclass field that is also a command line flag, or, without `flag`, what stands there
-    without one; `type` parses the text, or each of its values where `nargs` lets it have several."""
+    without one; `type` parses the text, or each of its values where `nargs` lets it have more."""
     metadata = {
         "group": group, "help": help, "minimum": minimum, "choices": choices,
         "type": type or (str if choices else default.__class__), "nargs": nargs, "flag": flag,
@@ -130,7 +130,7 @@ class Settings:
         (0.7, 1.0), "training", "a crop's side as a share of the image's shorter side",
         type=parse_range)
     schedule: str = knob(
-        "auto", "training", "plateau (halve lr when validation stalls), cosine, auto: cosine by time",
+        "auto", "training", "plateau (halve lr when validation stalls), cosine, auto: by length",
         choices=("auto", "plateau", "cosine"))
     # Short runs never reach a half-life; then validation prefers the plain weights.
     ema: int = knob(

@@ -207,8 +207,8 @@ def find_pairs(inputs, settings, training, machine):
 
 def seconds_after_training(val_count, test_count, val_seconds):
     """What must be left of the time when training ends: two validations, the choice of a recipe (of
-    two sizes, with and without mirroring), a calibration, the final score and the prediction (by the
-    slowest recipe, both sizes mirrored, with decoding and encoding), half as much again for safety,
+    two sizes, with and without mirroring), a calibration, the final score and the prediction (by
+    the slowest recipe, both sizes mirrored, with decoding and encoding), half as much again for safety,
     and half a minute.
 
     val_seconds: what a validation image takes, all processes together.

@@ -56,8 +56,8 @@ class JointAugment:
                 "colour": np.float32(colour)}
 
     def apply(self, batch, photographs, device):
-        """What a network learns from: img float32 [B,3,size,size] in [-1,1], mask [B,1,size,size] in
-        [0,1], on the device, and the paths.
+        """What a network learns from, on the device: img float32 [B,3,size,size] in [-1,1], mask
+        [B,1,size,size] in [0,1]; and the paths.
 
         batch: items of TrainingSet; photographs: what a `PhotographPool` gives. Cut-outs are
         resampled with premultiplied colours and put on a backdrop. What rotation brings in from

@@ -293,8 +293,8 @@ def collated(items):
 
 
 class ShuffledEpochs(Sampler):
-    """The keys (pass, index) of one epoch: `samples` rows, all by default, of an endless sequence of
-    permutations of all rows, so that none comes again before every other one has come.
+    """The keys (pass, index) of one epoch: `samples` rows, all by default, of an endless sequence
+    of permutations of all rows, so that none comes again before every other one has come.
 
     Seed and pass alone decide a permutation. Several processes each take every world_size-th key,
     so that their batches together are the batch of one process. `done` keys of this process are

@@ -13,12 +13,12 @@ PASSES = ((4, 5), (2, 2))  # how many times smaller the means are taken, and the
 
 
 def foreground(image, alpha):
-    """The colours of what stands before a backdrop, uint8 [H,W,3], of an image uint8 [H,W,3] and its
-    alpha uint8 [H,W]; black where there is nothing of it.
+    """The colours of what stands before a backdrop, uint8 [H,W,3], of an image uint8 [H,W,3] and
+    its alpha uint8 [H,W]; black where there is nothing of it.
 
     Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021: foreground and backdrop are
     blurred by their shares of the image, and what then is missing in I = alpha F + (1 - alpha) B is
-    given to F; twice, with a wide blur and a narrow one. The blurs are box means of a smaller image.
+    given to F; twice, with a wide blur and a narrow one. The blurs are means of a smaller image.
     """
     image = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
     alpha = torch.from_numpy(np.array(alpha))[None, None].float() / 255

@@ -46,8 +46,8 @@ def write_shard(csv_path, key, names, predict, finish=encoded_row):
 
     key: a text that is the same only for the same masks; names: of this process's images in order;
     predict: number of rows that are there already -> (name, uint8 mask [H,W], "" or why the mask
-    is blank) of the others; finish: such an item -> its row, called in threads, in any order, before
-    the row counts as done.
+    is blank) of the others; finish: such an item -> its row, called in threads, in any order,
+    before the row counts as done.
     """
     path = shard_paths(csv_path)[rank()]
     path.parent.mkdir(parents=True, exist_ok=True)

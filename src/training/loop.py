@@ -122,8 +122,8 @@ def first_items(loader, keys):
 
 
 def pace_of(loader):
-    """The `Pace` of a training, which foresees how fast cached images come: those of the first batch
-    are cached by now."""
+    """The `Pace` of a training, which foresees how fast cached images come: those of the first
+    batch are cached by now."""
     pairs = loader.dataset.pairs
     steps_per_pass = math.ceil(len(pairs) / loader.batch_size / world_size())
     if pairs.cache is None or pairs.cache.is_full.value:
@@ -188,8 +188,8 @@ def train_epoch(run, loader, photographs, ending):
     """Train from the run's position to the end of its epoch or of the training, or until there is
     no time left.
 
-    photographs: `PhotographPool`; ending: () -> whether there is none; called by all processes after
-    the same steps. Returns the last answer.
+    photographs: `PhotographPool`; ending: () -> whether there is none; called by all processes
+    after the same steps. Returns the last answer.
     """
     if run.has_all_steps():  # an earlier run stopped before its last validation
         return False

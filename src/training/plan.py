@@ -1,4 +1,4 @@
-"""What the machine decides about a training: crops in a step, learning rate, and how long it goes on."""
+"""What the machine decides about a training: crops in a step, learning rate, length."""
 
 import copy
 import math

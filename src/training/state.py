@@ -30,10 +30,11 @@ class Run:
     """Everything that one training carries from step to step, and that last.pth holds.
 
     epoch and batch: the position, `batch` batches of `epoch` are done. total_steps: how many there
-    will be in all, None until that is planned. best: the lowest validation MSE. ema: a copy of the model that holds the moving average, None without one. What each
-    process has of its own: totals, float64 (loss, MSE, samples) summed over the epoch so far;
-    skipped and backdrops, {path: reason} of pairs and backdrops that could not be read; batch
-    norms' statistics; the state of the random generators.
+    will be in all, None until that is planned. best: the lowest validation MSE. ema: a copy of the
+    model that holds the moving average, None without one. What each process has of its own: totals,
+    float64 (loss, MSE, samples) summed over the epoch so far; skipped and backdrops, {path: reason}
+    of pairs and backdrops that could not be read; batch norms' statistics; the state of the random
+    generators.
     """
 
     PARTS = ("ema", "optimizer", "scheduler", "scaler")

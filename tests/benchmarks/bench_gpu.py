@@ -5,8 +5,8 @@
 Needs the checkout and the kernel's own packages. First the smoke: training of the demonstration set
 in each precision, killed and resumed, validation, calibration, prediction; its masks against those
 that the CPU predicts with the same weights. Then speed: training against the notebook's own loop
-at batches of 4, 16 and 32 for both networks, prediction against the notebook's at 1024. --device cpu
-tries the check itself where there is no card.
+at batches of 4, 16 and 32 for both networks, prediction against the notebook's at 1024. --device
+cpu tries the check itself where there is no card.
 """
 
 import argparse

@@ -3,8 +3,8 @@
     python tests/benchmarks/bench_training.py --train-csv CSV [--weights u2netp.pth]
 
 Both train one network (--network) from the same weights on the same rows, batches of 4 at 320: the
-notebook in float32, ours by its defaults and once more in float32. Each measurement runs in a process of its own, in turns, because the memory settings are the
-process's.
+notebook in float32, ours by its defaults and once more in float32. Each measurement runs in a
+process of its own, in turns, because the memory settings are the process's.
 """
 
 import argparse

@@ -58,7 +58,8 @@ def test_colour_touches_the_image_only(kernel):
 
 def test_colour_is_changed_as_torchvision_does_it(kernel):
     images = torch.rand(5, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    factors = torch.tensor([[1.15, 0.85, 1.1], [0.85, 1.15, 0.9], [1, 1, 1], [1.1, 1, 1], [1, 1, 0.85]])
+    factors = torch.tensor(
+        [[1.15, 0.85, 1.1], [0.85, 1.15, 0.9], [1, 1, 1], [1.1, 1, 1], [1, 1, 0.85]])
     changed = kernel.recoloured(images.clone(), factors)
     for image, result, (brightness, contrast, saturation) in zip(images, changed, factors.tolist()):
         image = TF.adjust_contrast(TF.adjust_brightness(image, brightness), contrast)

@@ -156,7 +156,7 @@ def test_a_cut_out_brings_its_own_alpha_and_gets_new_backdrops(kernel, tmp_path,
 
 
 def test_an_edge_pixel_is_foreground_over_backdrop(kernel):
-    """I = alpha F + (1 - alpha) B at every level of alpha, and black for B where the shadow is whole."""
+    """I = alpha F + (1 - alpha) B at every level of alpha; a shadow only darkens B."""
     alpha = torch.linspace(0, 1, 256).repeat(2, 1, 8, 1)
     colour = torch.tensor([0.98, 0.4, 0.04])[:, None, None]
     backdrop = torch.rand(2, 3, 8, 256, generator=torch.Generator().manual_seed(0))

@@ -91,8 +91,8 @@ def test_a_photo_becomes_a_mask_and_a_cut_out_beside_it(photos, tmp_path):
     """The output lies in the input's folder: a second run takes none of it for a photo."""
     (photos / "torn.png").unlink()
     for count in (1, 4):
-        done = run_forked(SCRIPT, *([photos / "a.jpg"] if count == 1 else [photos]), "--out", photos,
-                          cwd=tmp_path)
+        place = photos / "a.jpg" if count == 1 else photos
+        done = run_forked(SCRIPT, place, "--out", photos, cwd=tmp_path)
         assert done.returncode == 0 and f"predict {count} test images" in done.stdout, done.stderr
     assert sum(name.startswith("masks/") for name in written(photos)) == 4
 

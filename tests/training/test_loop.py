@@ -129,7 +129,8 @@ def test_cosine_steps_with_every_batch(kernel, small_data, tmp_path):
 
 def run_of(kernel, **changes):
     torch.manual_seed(0)
-    settings = settings_for(kernel, **{"train_batch": 4, "ema": 0, "schedule": "plateau", **changes})
+    settings = settings_for(
+        kernel, **{"train_batch": 4, "ema": 0, "schedule": "plateau", **changes})
     run = kernel.Run(kernel.U2NETP(), settings, kernel.Machine(), 3, frozen_norms=False)
     run.model.train()
     return run

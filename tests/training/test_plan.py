@@ -1,4 +1,4 @@
-"""What the machine decides: crops in a step, learning rate, length; and what is said of the pace."""
+"""What the machine decides: crops in a step, learning rate, length; and the pace."""
 
 import math
 import sys
@@ -59,7 +59,8 @@ def test_a_batch_fits_when_a_quarter_more_has_room(kernel):
 
 @pytest.mark.parametrize("changes, on_kaggle, epochs, schedule", [
     ({}, False, 5, "plateau"), ({}, True, None, "cosine"), ({"epochs": 3}, True, 3, "plateau"),
-    ({"hours": 2.0}, False, None, "cosine"), ({"epochs": 3, "schedule": "cosine"}, True, 3, "cosine"),
+    ({"hours": 2.0}, False, None, "cosine"),
+    ({"epochs": 3, "schedule": "cosine"}, True, 3, "cosine"),
     ({"hours": 2.0, "schedule": "plateau"}, True, None, "plateau")])
 def test_time_decides_where_it_is_asked_to_and_on_kaggle(
         kernel, changes, on_kaggle, epochs, schedule):
