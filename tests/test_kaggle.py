@@ -293,12 +293,14 @@ def test_two_processes_need_no_name_and_no_network(tmp_path, namespaces):
     root, out = kaggle_input(tmp_path / "input", pairs=True), tmp_path / "working"
     before = f"hostname nowhere.invalid && {shlex.quote(sys.executable)} -c '{LOOPBACK_UP}'"
     done = kaggle_run(root, out, before, gpus="2", device="cpu", epochs="", epoch_samples="40",
-                      time_limit=str(60 / 3600))
+                      time_limit=str(70 / 3600))
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on with one" not in done.stdout and "Epoch 1:" in done.stdout
-    assert done.stdout.count("Planned: ") == 1 and "cosine schedule" in done.stdout
+    assert "cosine schedule" in done.stdout
+    # On busy cores the time may end before it is planned, or before the plan does.
+    assert done.stdout.count("Planned: ") == 1 or "Time limit: training ends" in done.stdout
     assert len(pd.read_csv(out / "submission.csv")) == 2
-    # Decoded images are not among them; on busy cores the time may end before the plan.
+    # Decoded images are not among them.
     assert {path.name for path in out.iterdir()} - {"last.pth"} == RESULTS
 
 
