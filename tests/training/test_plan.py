@@ -84,13 +84,14 @@ def test_the_pace_knows_what_waited(kernel):
     for _ in pace.timed(slow(20)):
         time.sleep(0.01)
     before = pace.now()
-    time.sleep(0.2)  # a validation, which does not count
+    time.sleep(0.05)  # a validation, which does not count
+    assert pace.now() == before
     for _ in pace.timed(slow(3)):
         time.sleep(0.06)
     step, wait = pace.since((0.0, 0.0, 0))
-    assert pace.steps == 23 and 0.02 <= wait < 0.03 and wait + 0.01 < step < 0.06
-    step, wait = pace.since(before)
-    assert 0.06 + 0.02 <= step < 0.12 and wait < 0.04
+    assert pace.steps == 23 and wait >= 0.02 and step >= wait + 0.01
+    last_step, last_wait = pace.since(before)
+    assert last_wait >= 0.02 and last_step >= last_wait + 0.06
     assert pace.settled[2] == 16
 
 
