@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 HELP_WIDTH = 100  # columns
+PICTURES = ("masks", "cutouts")  # kinds of pictures, and the folders of the results that hold them
 
 
 def knob(default, group, help, *, minimum=None, choices=None, type=None, nargs=None, flag=True):
@@ -41,7 +42,7 @@ def parse_flag(text):
 def parse_kinds(text):
     """'masks,cutouts' -> ('masks', 'cutouts')"""
     kinds = tuple(part for part in text.split(",") if part)
-    if not set(kinds) <= {"masks", "cutouts"}:
+    if not set(kinds) <= set(PICTURES):
         raise argparse.ArgumentTypeError(f"{text}: takes masks, cutouts or masks,cutouts")
     return kinds
 

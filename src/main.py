@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from src.config import default_text, parse_settings
+from src.config import PICTURES, default_text, parse_settings
 from src.runtime.console import UserError, log
 from src.runtime.distributed import (
     NO_GROUP_STATUS, NoGroup, agree, end_of_another, end_process, first_to_end, join_group,
@@ -22,7 +22,7 @@ from src.runtime.stopping import STARTED, Interrupted, StopWatch
 from src.runtime.tables import write_table
 from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT
 from src.inputs.places import (
-    KAGGLE_INPUT, PICTURES, check_complete, find_inputs, is_empty, list_images, list_pictures,
+    KAGGLE_INPUT, check_complete, find_inputs, is_empty, list_images, list_pictures,
     list_tests,
 )
 from src.data.cache import open_cache
@@ -44,7 +44,7 @@ from src.results.preview import (
     save_submission_preview, save_training_preview, save_validation_preview, spread,
 )
 from src.results.pictures import save_pictures
-from src.results.submission import encode_mask, merge_submission, taken_rows, write_shard
+from src.results.submission import encoded_row, merge_submission, taken_rows, write_shard
 
 KAGGLE_HOURS = 11.5  # Kaggle ends a session after 12
 SCORED = 500  # validation images that the final score looks at
@@ -315,7 +315,7 @@ def finished_row(tests, kinds, out, with_mask, item):
     name, mask, problem = item
     if not problem:
         save_pictures(out, kinds, tests[name], mask)
-    return name, encode_mask(mask) if with_mask else "", problem
+    return encoded_row(item) if with_mask else (name, "", problem)
 
 
 def shown_pairs(predictor, val_pairs, errors, count, stop):

@@ -58,6 +58,14 @@ def kernel():
     return load_modules()
 
 
+def set_module(kernel, monkeypatch, name, value):
+    """Replace a global wherever the kernel's modules, or the bundle, hold it."""
+    original = getattr(kernel, name)
+    for module in list(sys.modules.values()):
+        if getattr(module, name, None) is original:
+            monkeypatch.setattr(module, name, value)
+
+
 def draw(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(array).save(path)

@@ -35,15 +35,15 @@ def draw_surroundings(rng, with_photographs):
     that is mirrored; "shadow" float32 [4]: strength, blur (sigma) and shift across and down, as
     shares of the frame.
     """
-    view = np.float32([-1, 1, 0, 0, 0])
-    tile, tile_map = np.zeros((TILE, TILE, 3), np.uint8), np.eye(2, 3, dtype=np.float32)
+    drawn = no_surroundings()
     if with_photographs and rng.random() < P_PHOTOGRAPH:
-        view = np.float32([rng.random(), rng.uniform(0.4, 1.0), *rng.random(2), rng.random() < 0.5])
+        drawn["view"] = np.float32(
+            [rng.random(), rng.uniform(0.4, 1.0), *rng.random(2), rng.random() < 0.5])
     else:
-        tile, tile_map = draw_tile(rng)
+        drawn["tile"], drawn["tile_map"] = draw_tile(rng)
     strength = rng.uniform(0.2, 0.7) if rng.random() < P_SHADOW else 0.0
-    shadow = np.float32([strength, rng.uniform(0.01, 0.05), *rng.uniform(-0.05, 0.05, 2)])
-    return {"tile": tile, "tile_map": tile_map, "view": view, "shadow": shadow}
+    drawn["shadow"] = np.float32([strength, rng.uniform(0.01, 0.05), *rng.uniform(-0.05, 0.05, 2)])
+    return drawn
 
 
 def no_surroundings():
@@ -129,9 +129,14 @@ def stretched(batch, photographs, size, device):
         backdrops.index_copy_(0, rows, tiled(tiles, maps, size))
     for index, view in enumerate(batch["view"].tolist()):
         if view[0] >= 0:
-            chosen = photographs[min(int(view[0] * len(photographs)), len(photographs) - 1)]
+            chosen = photographs[seen_photograph(view, len(photographs))]
             backdrops[index] = part_of(chosen, view, size)
     return backdrops
+
+
+def seen_photograph(view, count):
+    """Which of so many photographs a view shows"""
+    return min(int(view[0] * count), count - 1)  # 0.99999999 is 1 in float32
 
 
 def tiled(tiles, maps, size):
@@ -198,9 +203,9 @@ def recomposed(cutout, paths, rng):
     """
     size, unreadable, photographs = cutout.size[::-1], [], []
     surroundings = draw_surroundings(rng, bool(paths))
-    which = surroundings["view"][0]
-    if which >= 0:
-        first = min(int(which * len(paths)), len(paths) - 1)
+    view = surroundings["view"]
+    if view[0] >= 0:
+        first = seen_photograph(view, len(paths))
         for number in range(first, first + min(PHOTOGRAPH_TRIES, len(paths))):
             path = paths[number % len(paths)]
             try:

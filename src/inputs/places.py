@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from src.config import PICTURES
 from src.runtime.console import UserError, log
 from src.runtime.tables import no_column, read_table
 from src.inputs.discovery import BEST_CHECKPOINT, discover
 
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
-PICTURES = ("masks", "cutouts")  # of pictures, and the folders of the results that hold them
 
 # The notebook's places, from the working folder
 LOCAL_PLACES = {

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from src.runtime.files import replacing
+from src.data.backdrops import image_of
 from src.data.images import open_image
 from src.prediction.refinement import box_mean
 
@@ -33,8 +34,7 @@ def foreground(image, alpha):
         means = F.interpolate(means, size=alpha.shape[2:], mode="bilinear", align_corners=False)
         front, back = means.split(3, dim=1)
         front = (front + alpha * (image - alpha * front - (1 - alpha) * back)).clamp_(0, 1)
-    front = (front * (alpha > 0) * 255).round_()[0].permute(1, 2, 0)
-    return front.to(torch.uint8).numpy()
+    return np.array(image_of((front * (alpha > 0))[0]))
 
 
 def cut_out(image, mask):

@@ -69,9 +69,8 @@ class Pace:
     """How fast the steps of a training come, and how long they wait for data, in this process.
 
     seconds, waited, steps: sums over all epochs, validation left out; epochs: how many have begun.
-    cached_step: seconds that the
-    loader needs for a step once the images are cached, which they are from the second pass over the
-    rows on, after steps_per_pass; infinite when nothing is cached.
+    cached_step: seconds that the loader needs for a step once the images are cached, which they are
+    from the second pass over the rows on, after steps_per_pass; infinite when nothing is cached.
     """
 
     def __init__(self, cached_step=math.inf, steps_per_pass=0):

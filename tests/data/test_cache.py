@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import REAL, draw
+from conftest import REAL, draw, set_module
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def decodings(kernel, monkeypatch):
         opened.append(paths)
         return real(*paths)
 
-    monkeypatch.setattr(sys.modules[kernel.open_layers.__module__], "open_layers", counted)
+    set_module(kernel, monkeypatch, "open_layers", counted)
     return opened
 
 

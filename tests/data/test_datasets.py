@@ -3,7 +3,6 @@
 import operator
 import os
 import shutil
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import draw, write_pairs
+from conftest import draw, set_module, write_pairs
 
 
 def training_set(kernel, csv, seed=1):
@@ -234,7 +233,7 @@ def test_where_there_are_more_photographs_than_room_each_epoch_has_its_own(
     for level in range(6):
         draw(tmp_path / f"{level}.png", np.full((8, 8, 3), level, np.uint8))
     paths = sorted(tmp_path.iterdir())
-    set_module(monkeypatch, kernel.PhotographPool, "POOL_BYTES", 2 * 8 * 8 * 3 - 1)
+    set_module(kernel, monkeypatch, "POOL_BYTES", 2 * 8 * 8 * 3 - 1)
 
     def levels(photographs):
         return [int(each[0, 0, 0]) for each in photographs]
@@ -250,11 +249,6 @@ def test_where_there_are_more_photographs_than_room_each_epoch_has_its_own(
     assert reads == [2]
     seen = {level for epoch in range(1, 20) for level in levels(ahead.of_epoch(epoch))}
     assert seen == set(range(6))
-
-
-def set_module(monkeypatch, owner, name, value):
-    """Replace a global of the module that a class lies in."""
-    monkeypatch.setattr(sys.modules[owner.__module__], name, value)
 
 
 def broken(data, *names):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import multiprocessing
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import write_pairs
+from conftest import set_module, write_pairs
 
 
 def settings_for(kernel, **changes):
@@ -30,14 +29,6 @@ def train(kernel, data, out, model=None, **changes):
                                      reserve=lambda seconds: 0)
     assert finished
     return model, metrics
-
-
-def set_module(kernel, monkeypatch, name, value):
-    """Replace a global wherever the kernel's modules, or the bundle, hold it."""
-    original = getattr(kernel, name)
-    for module in list(sys.modules.values()):
-        if getattr(module, name, None) is original:
-            monkeypatch.setattr(module, name, value)
 
 
 def test_it_learns_and_keeps_the_best(kernel, small_data, tmp_path, capsys):

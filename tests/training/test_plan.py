@@ -10,13 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
+from conftest import set_module
 from test_loop import settings_for, train
 
 CARD = SimpleNamespace(device=SimpleNamespace(type="cuda"))
-
-
-def set_plan(kernel, monkeypatch, name, value):
-    monkeypatch.setattr(sys.modules[kernel.Pace.__module__], name, value)
 
 
 def test_a_cpu_trains_as_the_notebook_does(kernel):
@@ -30,8 +27,8 @@ def test_a_cpu_trains_as_the_notebook_does(kernel):
     (0, "1", 1, 5e-5)])
 def test_a_card_takes_what_fits_and_a_rate_that_suits_it(
         kernel, monkeypatch, room, processes, batch, lr):
-    set_plan(kernel, monkeypatch, "fits", lambda model, batch, *rest: batch <= room)
-    set_plan(kernel, monkeypatch, "merged", lambda items: items)
+    set_module(kernel, monkeypatch, "fits", lambda model, batch, *rest: batch <= room)
+    set_module(kernel, monkeypatch, "merged", lambda items: items)
     monkeypatch.setenv("WORLD_SIZE", processes)
     settings = kernel.decided(kernel.Settings(), None, CARD)
     assert settings.train_batch == batch and settings.lr == pytest.approx(lr)
