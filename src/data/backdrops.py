@@ -237,18 +237,18 @@ class PhotographPool:
         self.paths, self.seed, self.side, self.device = paths, seed, side, device
         self.unreadable, self.is_complete = {}, not paths
         self.thread, self.waiting = ThreadPoolExecutor(1), {}
-        self.photographs = []
+        self.photographs, self.epoch = [], None
 
     def of_epoch(self, epoch):
         """uint8 tensors [3,h,w]. Raises UserError when not one photograph can be read."""
-        if not self.is_complete:
+        if not self.is_complete and epoch != self.epoch:
             waiting = self.waiting.pop(epoch, None)
             found = waiting.result() if waiting else self.read(epoch)
             self.is_complete = len(found) + len(self.unreadable) >= len(self.paths)
             if not found:
                 raise UserError(f"none of the backdrops can be read; the first: "
                                 f"{next(iter(self.unreadable.values()))}")
-            self.photographs = [each.to(self.device) for each in found]
+            self.photographs, self.epoch = [each.to(self.device) for each in found], epoch
         return self.photographs
 
     def prepare(self, epoch):

@@ -53,11 +53,12 @@ def train(model, splits, settings, machine, inputs, stop, reserve):
     train_loader, val_loader = loaders(splits, settings, size, machine)
     photographs = PhotographPool(splits.train.photographs, settings.seed, 2 * settings.train_size,
                                  machine.device)
-    first_train, first_val = first_batches(train_loader, val_loader, photographs)
     configuration = configuration_of(settings, model, splits)
-    run = Run(model, settings, machine, len(train_loader), norms_are_frozen(settings, inputs),
-              pace_of(train_loader))
+    run = Run(model, settings, machine, len(train_loader), norms_are_frozen(settings, inputs))
     resume(run, unfinished(inputs), out, configuration)
+    first_train, first_val = first_batches(train_loader, val_loader,
+                                           photographs.of_epoch(run.epoch), machine.device)
+    run.pace = pace_of(train_loader)
     if run.metrics:
         write_tables(run, out, splits.val.skipped)
     if run.total_steps is None or stop.seconds_left() < math.inf:
@@ -105,12 +106,14 @@ def loaders(splits, settings, size, machine):
             share_loader(ValidationSet(splits.val, size), settings.train_batch, machine))
 
 
-def first_batches(train_loader, val_loader, photographs):
-    """A batch of each loader, as the network gets it, which the log describes."""
+def first_batches(train_loader, val_loader, photographs, device):
+    """A batch of each loader, as the network gets it, which the log describes.
+
+    photographs: what a `PhotographPool` gives.
+    """
     val = first_items(val_loader, range(len(val_loader.dataset)))
     train = train_loader.dataset.augment.apply(
-        first_items(train_loader, train_loader.sampler), photographs.of_epoch(1),
-        photographs.device)
+        first_items(train_loader, train_loader.sampler), photographs, device)
     describe_batch("train", train)
     describe_batch("val", val)
     return train, val

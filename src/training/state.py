@@ -40,11 +40,11 @@ class Run:
     PARTS = ("ema", "optimizer", "scheduler", "scaler")
     VALUES = ("epoch", "batch", "total_steps", "best", "metrics", "frozen_norms")
 
-    def __init__(self, model, settings, machine, steps_per_epoch, frozen_norms, pace=None):
+    def __init__(self, model, settings, machine, steps_per_epoch, frozen_norms):
         device = machine.device
         self.model = model.to(device, memory_format=torch.channels_last)
         self.settings, self.machine, self.frozen_norms = settings, machine, frozen_norms
-        self.steps_per_epoch, self.pace = steps_per_epoch, pace or Pace()
+        self.steps_per_epoch, self.pace = steps_per_epoch, Pace()
         self.total_steps = settings.epochs and steps_per_epoch * settings.epochs
         self.saved_at = time.monotonic()
         self.val_seconds = 0.0  # that a validation image takes, all processes together

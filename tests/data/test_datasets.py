@@ -246,7 +246,7 @@ def test_where_there_are_more_photographs_than_room_each_epoch_has_its_own(
         ahead.prepare(2)
     second = levels(ahead.of_epoch(2))
     assert len(first) == len(second) == 2 and second == levels(late.of_epoch(2)) != first
-    assert reads == [2]
+    assert second == levels(ahead.of_epoch(2)) and reads == [2]
     seen = {level for epoch in range(1, 20) for level in levels(ahead.of_epoch(epoch))}
     assert seen == set(range(6))
 
