@@ -5,15 +5,20 @@
         lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 lxqt-themes
     npm pack @lobehub/fluent-emoji-3d
     python -m src.tools.make_dataset OUT *.deb *.tgz --leave-out held_back.txt \\
-        --add splits/train.csv --photographs FOLDER
+        --subjects FOLDER --unlike val.csv --add splits/train.csv --photographs FOLDER
 
 Debian packages and npm's tarballs are unpacked without being installed. OUT then holds cutouts/ and
 train.csv, for --train-csv, and backdrops/, for --backgrounds. Each cut-out stands, at its own
 resolution, on a transparent square canvas, as MAGICK's images do; the frame cuts some of them off,
-and some are there a second time with a soft part (`soft_parts`). Portraits stay in their own frame.
+and some are there a second time with a soft part (`soft_parts`) or, on a backdrop in flat/, as a
+flat drawing (`flat_drawings`). Portraits stay in their own frame.
 
-Photographs are written a second time with other, smaller, blurred cut-outs in them, so that the
-network does not learn that whatever stands out is the subject.
+The pictures of --subjects, generated or photographed with their alpha, are what MAGICK looks like:
+each is placed SUBJECT_COPIES times, the first as it is, the others `retaken`, unless it shows a
+subject of the --unlike CSVs, which validate.
+
+Photographs are written again with other, smaller cut-outs in them, so that the network does not
+learn that whatever stands out is the subject.
 
 Stamps were looked at by eye, and all are taken except signs. Drawings come unsorted, so they must
 pass `single_subject`; because some show what a stamp shows, anything that looks like a stamp that
@@ -36,6 +41,7 @@ from src.runtime.console import UserError, log
 from src.runtime.tables import write_table
 from src.inputs.discovery import COLUMNS
 from src.data.pairs import read_pairs
+from src.tools.flat_drawings import flat_drawing
 from src.tools.soft_parts import with_soft_part
 
 # Letters, digits and signs are no subjects; a sign's plate has no matte worth learning.
@@ -46,7 +52,7 @@ CLIP_ART = ("animals", "food", "plants/trees", "plants/flowers", "transportation
             "recreation/music", "people", "containers", "buildings", "electronics", "office")
 # Where drawings are: a name, the folder they share, its parts, and how many are taken at most.
 DRAWINGS = (
-    ("clip", "openclipart/png", CLIP_ART, 2000),
+    ("clip", "openclipart/png", CLIP_ART, 300),
     ("hedgewars", "hedgewars/Data", ("Forts", "Themes"), 100),
     ("freedroid", "freedroidrpg/data/graphics", ("droids", "items"), 40),
     ("space", "endless-sky/images", ("outfit", "ship"), 60),
@@ -54,18 +60,21 @@ DRAWINGS = (
 DRAWING_SIDES = (100, 2000)  # pixels: the shorter at least, the longer at most
 FLAT_EDGE = 0.4  # share of a border line that a subject covers which its frame cuts off
 PORTRAITS = "flare/mods/*/images/portraits"
-ADDED_TIMES = 3
+SUBJECT, SUBJECT_COPIES = "subject", 3  # what their names begin with, and how often each is placed
+SUBJECT_SIDES = (100, 1024)  # pixels: at least; longer ones are reduced
+ADDED_TIMES = 2
 ALIKE = 0.08  # mean absolute difference of two thumbnails, in 0..1, below which they show the same
 COVERAGE = (0.35, 0.95)  # share of the canvas that the subject's longer side takes
 P_CUT_OFF, CUT_COVERAGE = 0.3, (0.6, 1.3)  # where the frame cuts the subject off
 MOST_HIDDEN = 0.35  # of the subject's length, beyond the frame
-P_SOFT = 0.25  # share of the cut-outs that are there again with a soft part
-EMOJI = "package/assets/*.webp"
+P_SOFT = 0.1  # share of the cut-outs that are there again with a soft part
+P_FLAT = 0.15  # share that is there again as a flat drawing
+EMOJI, MOST_EMOJI = "package/assets/*.webp", 300
 # Skin tones again, and signs: Unicode's digits, arrows, geometric shapes, zodiac, letters, flags.
 NOT_EMOJI = re.compile(
     r"1f3f[b-f]|20e3|^(1f1|1f2[0-5]|00|[23]\d-|a[9e]|2[1-3]|25|26[4-7]|27[0-9a-c]|2b|30|32)"
     r"|^1f5(0|2|3|4|[5-6])|^1f4(f[1-7]|9f|b|a[0-2])|^1f53|^1f6(a[b-f]|b[0-9]|c[0-5])|1f7|26a|1faf")
-SCENES, DISTRACTORS = 2, (1, 4)  # copies of a photograph with other things in it, and how many
+SCENES, DISTRACTORS = 2, (1, 5)  # copies of a photograph with other things in it, and how many
 BACKDROP_SIDE = 1600  # pixels of the longer side; photographs are only ever shown at crop size
 BACKDROP_FOLDERS = ("usr/share/backgrounds", "usr/share/lxqt/wallpapers",
                     "endless-sky/images/land")
@@ -106,9 +115,23 @@ def drawings(paths, title, rng):
             yield f"{title}_{path.parent.name}_{path.name}", image
 
 
-def emoji(folder):
-    """(name, RGBA image) of rendered beings and things, without signs and variants of skin."""
-    for path in sorted(folder.glob(f"**/{EMOJI}")):
+def subjects(folders):
+    """(name, RGBA image) of the pictures below the folders that have a matte"""
+    shortest, longest = SUBJECT_SIDES
+    paths = (path for folder in folders for path in sorted(folder.glob("**/*")))
+    for number, path in enumerate(paths):
+        if path.suffix.lower() not in (".png", ".webp") or (image := trimmed(path)) is None:
+            continue
+        alpha = np.asarray(image)[..., 3]
+        if min(image.size) >= shortest and (alpha < 8).mean() > 0.02 and (alpha > 247).any():
+            image.thumbnail((longest, longest))
+            yield f"{number}_{path.stem}.png", image
+
+
+def emoji(folder, rng):
+    """(name, RGBA image) of rendered beings and things, without signs and variants of skin, in
+    random order."""
+    for path in rng.permutation(np.array(sorted(folder.glob(f"**/{EMOJI}")), dtype=object)):
         if not NOT_EMOJI.search(path.stem) and (image := trimmed(path)):
             yield f"emoji_{path.stem}.png", image
 
@@ -165,6 +188,14 @@ def single_subject(image):
     return bool(one_piece and not veiled and drawn and coloured)
 
 
+def subject_of(image_path, alpha_path):
+    """The RGBA image of a pair's subject without the transparent margin"""
+    with Image.open(image_path) as image, Image.open(alpha_path) as alpha:
+        image = image.convert("RGB")
+        image.putalpha(alpha.convert("L"))
+    return image.crop(image.getchannel("A").point(lambda level: 255 * (level > 8)).getbbox())
+
+
 def thumbnail(image):
     """What two versions of one drawing share: float array [16,16,4] in [0,1], colours by alpha."""
     pixels = np.asarray(image.convert("RGBa").resize((16, 16), Image.Resampling.BOX))
@@ -182,9 +213,12 @@ def unlike(images, seen):
             yield name, image
 
 
-def cutouts(folder, left_out, rng):
-    """(name, RGBA image) of all that training may see, but for the portraits."""
-    seen = []
+def cutouts(folder, subject_folders, left_out, seen, rng):
+    """(name, RGBA image) of all that training may see, but for the portraits: nothing that is like
+    the thumbnails `seen`, to which those that came are added."""
+    for name, image in unlike(subjects(subject_folders), seen):
+        for copy in range(SUBJECT_COPIES):
+            yield f"{SUBJECT}{copy}_{name}", retaken(image, rng) if copy else image
     for name, image in stamps(folder):
         if name in left_out:
             seen.append(thumbnail(image))
@@ -193,7 +227,25 @@ def cutouts(folder, left_out, rng):
     for title, shared, parts, most in DRAWINGS:
         paths = {path for part in parts for path in folder.glob(f"**/{shared}/{part}/**/*.png")}
         yield from islice(unlike(drawings(sorted(paths), title, rng), seen), most)
-    yield from unlike(emoji(folder), seen)
+    yield from islice(unlike(emoji(folder, rng), seen), MOST_EMOJI)
+
+
+def retaken(image, rng):
+    """The RGBA cut-out as another camera in another light would show it: exposure, white balance,
+    contrast, saturation; at times noise, or a blur, which softens the alpha too."""
+    colours = (np.asarray(image)[..., :3] / 255) ** rng.uniform(0.65, 1.5)
+    colours *= np.exp(rng.normal(0, 0.07, 3))
+    for middle, change in ((colours.mean(), (0.75, 1.2)),
+                           (colours.mean(axis=2, keepdims=True), (0.5, 1.25))):
+        colours = middle + (colours - middle) * rng.uniform(*change)
+    if rng.random() < 0.3:
+        colours = colours + rng.normal(0, rng.uniform(0.01, 0.04), colours.shape)
+    result = Image.fromarray(np.rint(colours.clip(0, 1) * 255).astype(np.uint8))
+    result.putalpha(image.getchannel("A"))
+    if rng.random() < 0.4:
+        blur = ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2) * max(image.size) / 512)
+        result = result.convert("RGBa").filter(blur).convert("RGBA")
+    return result
 
 
 def on_canvas(image, rng):
@@ -251,26 +303,26 @@ def write_backdrops(folder, photographs, things, out, rng):
 
 
 def with_distractors(backdrop, things, rng):
-    """A copy of an RGB backdrop with a few small cut-outs in it, blurred as the distance would,
-    some cut off by the frame."""
+    """A copy of an RGB backdrop with a few cut-outs in it, blurred as the distance would, some cut
+    off by the frame."""
     scene = backdrop.copy()
     shorter = min(scene.size)
     for path in rng.choice(things, rng.integers(*DISTRACTORS)):
         image = trimmed(path)
-        length = round(shorter * rng.uniform(0.08, 0.4))
+        length = round(shorter * rng.uniform(0.1, 0.55))
         image = ImageOps.contain(image, (length, length))
         padded = ImageOps.expand(image, 12)
         padded = padded.convert("RGBa").filter(
-            ImageFilter.GaussianBlur(float(rng.uniform(0, 5)))).convert("RGBA")
-        corner = rng.uniform(-0.3, 1, 2) * scene.size
-        place = int(corner[0]), int(max(corner[1], 0.2 * scene.height))
+            ImageFilter.GaussianBlur(float(rng.uniform(0, 3)))).convert("RGBA")
+        corner = rng.uniform(-0.2, 0.95, 2) * scene.size
+        place = int(corner[0]), int(max(corner[1], 0.1 * scene.height))
         scene.paste(padded, place, padded)
     return scene
 
 
-def write_cutouts(folder, out, left_out, seed):
-    """What is unpacked in `folder` as PNGs in `out`/cutouts; returns their paths relative to
-    `out`."""
+def write_cutouts(folder, subject_folders, out, left_out, seen, seed):
+    """What is unpacked in `folder`, and in `subject_folders`, as PNGs in `out`/cutouts;
+    returns their paths relative to `out`."""
     (out / "cutouts").mkdir(parents=True, exist_ok=True)
     names = []
 
@@ -278,8 +330,9 @@ def write_cutouts(folder, out, left_out, seed):
         names.append(f"cutouts/{Path(name).with_suffix('.png')}")
         image.save(out / names[-1], compress_level=1)
 
-    for number, (name, image) in enumerate(
-            cutouts(folder, left_out, np.random.default_rng(seed))):
+    found = cutouts(
+        folder, subject_folders, left_out, seen, np.random.default_rng(seed))
+    for number, (name, image) in enumerate(found):
         rng = np.random.default_rng([seed, number])
         write(name, on_canvas(image, rng))
         if rng.random() < P_SOFT:
@@ -289,12 +342,31 @@ def write_cutouts(folder, out, left_out, seed):
     return names
 
 
+def write_flat_drawings(out, names, seed):
+    """Flat drawings of some of the cut-outs, and their alphas, as PNGs in `out`/flat; returns the
+    pairs of their paths relative to `out`."""
+    (out / "flat").mkdir(exist_ok=True)
+    rng, pairs = np.random.default_rng(seed), []
+    for name in names:
+        if rng.random() < P_FLAT:
+            pairs.append((f"flat/{Path(name).stem}.png", f"flat/{Path(name).stem}_alpha.png"))
+            with Image.open(out / name) as image:
+                layers = flat_drawing(image, rng)
+            for layer, path in zip(layers, pairs[-1]):
+                layer.save(out / path, compress_level=1)
+    return pairs
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("packages", type=Path, nargs="+", help=".deb files and .tgz tarballs")
+    parser.add_argument("packages", type=Path, nargs="*", help=".deb files and .tgz tarballs")
     parser.add_argument("--leave-out", type=Path, metavar="FILE",
                         help="names of stamps that validation needs unseen, one per line")
+    parser.add_argument("--subjects", type=Path, metavar="FOLDER", nargs="+", default=[],
+                        help="pictures of single subjects with their alpha, .png or .webp")
+    parser.add_argument("--unlike", type=Path, metavar="CSV", nargs="+", default=[],
+                        help="rows for validation: nothing like their subjects is taken")
     parser.add_argument("--add", type=Path, metavar="CSV", nargs="+", default=[],
                         help=f"training rows to add to train.csv, {ADDED_TIMES} times over")
     parser.add_argument("--photographs", type=Path, metavar="FOLDER", nargs="+", default=[],
@@ -305,17 +377,23 @@ def main(argv=None):
     try:
         if arguments.leave_out:
             left_out = {line.strip() for line in arguments.leave_out.read_text().splitlines()}
+        seen = [thumbnail(subject_of(*row)) for csv in arguments.unlike for row in read_pairs(csv)]
         added = [row for csv in arguments.add for row in read_pairs(csv)]
         with tempfile.TemporaryDirectory() as folder:
             unpack(arguments.packages, folder)
-            names = write_cutouts(Path(folder), out, left_out, arguments.seed)
+            names = write_cutouts(
+                Path(folder), arguments.subjects, out, left_out, seen, arguments.seed)
+            if not names:
+                raise UserError("no cut-out was found in the packages and the folders")
+            flat = write_flat_drawings(out, names, arguments.seed)
+            things = [name for name in names if name.startswith(f"cutouts/{SUBJECT}")] or names
             backdrops = write_backdrops(
-                Path(folder), arguments.photographs, [out / name for name in names],
+                Path(folder), arguments.photographs, [out / name for name in things],
                 out / "backdrops", np.random.default_rng(arguments.seed))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    rows = [(name, "") for name in names]
+    rows = [(name, "") for name in names] + flat
     rows += ADDED_TIMES * added
     write_table(out / "train.csv", rows, COLUMNS)
     log(f"Wrote {len(names)} cut-outs and {backdrops} backdrops to {out}; train.csv has "

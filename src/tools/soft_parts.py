@@ -1,7 +1,9 @@
-"""Soft and thin parts drawn onto RGBA cut-outs: glow, smoke, strands, veils, holes.
+"""Soft and thin parts drawn onto RGBA cut-outs: glow, smoke, strands.
 
 Cut-outs of packages are solid; MAGICK's hair, smoke and glass are not. Each function takes and
 returns float32 [H,W,4] in [0,1], colours not premultiplied.
+
+Veils and holes were tried as well: they taught that what is flat inside an outline is transparent.
 """
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFilter
 def with_soft_part(image, rng):
     """The RGBA cut-out with one part of those below, chosen by the numpy Generator."""
     pixels = np.asarray(image, np.float32) / 255
-    part = rng.choice([glow, smoke, strands, veil, holes])
+    part = rng.choice([glow, smoke, strands])
     return Image.fromarray(np.rint(part(pixels, rng) * 255).astype(np.uint8), "RGBA")
 
 
@@ -96,37 +98,3 @@ def strands(pixels, rng):
     lines = np.asarray(sheet.reduce(2), np.float32) / 255
     colour = pixels[solid][:, :3].mean(axis=0) * rng.uniform(0.5, 1.2)
     return over(pixels, layer(colour.clip(0, 1), lines))
-
-
-def veil(pixels, rng):
-    """A translucent pane across the outline: glass, cloth, a wing."""
-    height, width = pixels.shape[:2]
-    edge = outline(pixels)
-    if not len(edge):
-        return pixels
-    y, x = edge[rng.integers(len(edge))]
-    side = max(height, width)
-    radius = side * rng.uniform(0.1, 0.3)
-    angles = np.sort(rng.uniform(0, 2 * np.pi, 8))
-    reach = radius * rng.uniform(0.6, 1.2, 8)
-    sheet = Image.new("L", (width, height))
-    ImageDraw.Draw(sheet).polygon(
-        [(x + r * np.cos(a), y + r * np.sin(a)) for r, a in zip(reach, angles)], fill=255)
-    shape = blurred(np.asarray(sheet, np.float32) / 255, side * rng.uniform(0.001, 0.01))
-    folds = 0.6 + 0.4 * noise(rng, shape.shape)
-    return over(pixels, layer(bright(rng), shape * folds * rng.uniform(0.25, 0.7)))
-
-
-def holes(pixels, rng):
-    """Openings, hard or soft, that show the backdrop."""
-    height, width = pixels.shape[:2]
-    inside = np.argwhere(pixels[..., 3] > 0.9)
-    sheet = Image.new("L", (width, height))
-    draw = ImageDraw.Draw(sheet)
-    for y, x in inside[rng.integers(0, len(inside), int(rng.integers(1, 5)))]:
-        across, down = max(height, width) * rng.uniform(0.015, 0.06, 2)
-        draw.ellipse((x - across, y - down, x + across, y + down), fill=255)
-    opening = blurred(np.asarray(sheet, np.float32) / 255, rng.choice([0.5, 3]))
-    result = pixels.copy()
-    result[..., 3] *= 1 - opening * rng.uniform(0.7, 1)
-    return result

@@ -58,7 +58,7 @@ def photos(tmp_path):
     for name, path in {"a.jpg": PHOTOS[0], "sub/a.jpg": PHOTOS[1], "sub/b.jpg": PHOTOS[2]}.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with Image.open(path) as image:
-            image.resize((96, 80)).save(folder / name)
+            image.resize((240, 200)).save(folder / name)
     with Image.open(sorted(REAL.glob("*.webp"))[0]) as image:
         image.resize((70, 50)).save(folder / "sub" / "b.webp")
     (folder / "torn.png").write_bytes(b"no picture")

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from conftest import draw, write_pairs
 from src.data.pairs import read_pairs
 from src.tools import make_dataset
-from src.tools.soft_parts import glow, holes, smoke, strands, veil
+from src.tools.soft_parts import glow, smoke, strands
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs Debian's dpkg")
 
@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs 
 def no_soft_copies(monkeypatch):
     """Each cut-out once and whole, unless a test asks for more."""
     monkeypatch.setattr(make_dataset, "P_SOFT", 0.0)
+    monkeypatch.setattr(make_dataset, "P_FLAT", 0.0)
     monkeypatch.setattr(make_dataset, "P_CUT_OFF", 0.0)
 
 
@@ -105,7 +106,7 @@ def test_what_looks_like_a_held_back_stamp_is_left_out_too(tmp_path):
             path.stem == "mirrored") else subject.resize((450, 450)).save(path)
     drawing((20, 80, 280, 220), colour=(60, 240, 90, 255)).save(clips / "other.png")
     left_out, rng = {"animals_cat.png"}, np.random.default_rng(0)
-    names = [name for name, _ in make_dataset.cutouts(tmp_path, left_out, rng)]
+    names = [name for name, _ in make_dataset.cutouts(tmp_path, [], left_out, [], rng)]
     assert names == ["clip_animals_other.png"]
 
 
@@ -118,7 +119,7 @@ def test_a_source_gives_each_drawing_once_and_no_more_than_its_share(tmp_path, m
 
     def taken(most):
         monkeypatch.setattr(make_dataset, "DRAWINGS", (("new", "share/art", ("things",), most),))
-        images = make_dataset.cutouts(tmp_path, set(), np.random.default_rng(0))
+        images = make_dataset.cutouts(tmp_path, [], set(), [], np.random.default_rng(0))
         return sorted(name[:12] for name, _ in images)
 
     assert taken(9) == [f"new_things_{number}" for number in range(4)]
@@ -132,19 +133,19 @@ def test_portraits_stay_in_the_frame_that_cuts_them_off(tmp_path):
     ImageDraw.Draw(bust).rectangle((60, 100, 260, 320), fill=(90, 60, 30, 255))
     bust.save(folder / "knight.png")
     bust.crop((0, 0, 320, 200)).save(folder / "banner.png")
-    names = make_dataset.write_cutouts(tmp_path, tmp_path / "set", set(), seed=0)
+    names = make_dataset.write_cutouts(tmp_path, [], tmp_path / "set", set(), [], seed=0)
     assert names == ["cutouts/portrait_knight.png"]
     with Image.open(tmp_path / "set" / names[0]) as image:
         assert image.size == (320, 320) and image.getchannel("A").getbbox() == (60, 100, 261, 320)
 
 
-def test_rows_of_another_csv_are_added_three_times(package, tmp_path):
+def test_rows_of_another_csv_are_added_twice(package, tmp_path):
     csv = write_pairs(tmp_path / "data", 2)
     assert make_dataset.main([str(tmp_path / "set"), str(package), "--add", str(csv)]) == 0
     pairs = read_pairs(tmp_path / "set" / "train.csv")
-    assert len(pairs) == 3 + 3 * 2
+    assert len(pairs) == 3 + 2 * 2
     assert pairs[0] == (str(tmp_path / "set/cutouts/animals_cat.png"), "")
-    assert all(Path(path).is_file() for path in (*pairs[3], *pairs[8]))
+    assert all(Path(path).is_file() for path in (*pairs[3], *pairs[6]))
 
 
 def test_a_drawing_that_its_frame_cuts_off_is_left_out():
@@ -184,6 +185,58 @@ def test_the_frame_cuts_some_subjects_off():
         assert 0.2 * whole < alpha.sum() < whole
 
 
+def test_subjects_are_placed_three_times_but_for_those_that_validate(tmp_path):
+    seen, new = drawing((20, 80, 280, 220)), drawing((20, 20, 200, 280), colour=(60, 240, 90, 255))
+    folder = tmp_path / "pictures"
+    (folder / "more").mkdir(parents=True)
+    seen.resize((600, 600)).save(folder / "again.png")
+    new.save(folder / "more" / "new.webp", lossless=True)
+    Image.new("RGB", (300, 300), (9, 99, 9)).save(folder / "opaque.png")
+    (folder / "torn.png").write_bytes(b"no picture")
+    scene = Image.new("RGB", (300, 300), (240, 240, 200))
+    scene.paste(seen, (0, 0), seen)
+    scene.save(tmp_path / "scene.png")
+    seen.getchannel("A").save(tmp_path / "alpha.png")
+    (tmp_path / "val.csv").write_text("image_path,alpha_path\nscene.png,alpha.png\n")
+    assert make_dataset.main([str(tmp_path / "set"), "--subjects", str(folder),
+                              "--unlike", str(tmp_path / "val.csv")]) == 0
+    names = list(pd.read_csv(tmp_path / "set" / "train.csv").image_path)
+    assert [name.split("_")[0] for name in names] == [
+        f"cutouts/subject{copy}" for copy in range(3)] and all("new" in name for name in names)
+    boxes = [Image.open(tmp_path / "set" / name).getchannel("A").getbbox() for name in names]
+    assert len(set(boxes)) == 3
+    assert all(abs(b[2] - b[0] - 181) < 9 and abs(b[3] - b[1] - 261) < 9 for b in boxes)
+
+
+def test_a_subject_retaken_has_other_colours_and_the_same_outline():
+    subject = drawing((20, 20, 280, 280)).crop((20, 20, 281, 281))
+    before = np.asarray(subject, float) / 255
+    for seed in range(8):
+        after = np.asarray(make_dataset.retaken(subject, np.random.default_rng(seed)), float) / 255
+        assert np.abs(after[..., 3] - before[..., 3]).mean() < 0.01
+        assert np.abs(after - before)[before[..., 3] > 0.9, :3].mean() > 0.01
+
+
+def test_flat_drawings_keep_the_shape_and_lie_on_backdrops_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_dataset, "P_FLAT", 1.0)
+    (tmp_path / "cutouts").mkdir()
+    subject = drawing((60, 40, 240, 280))
+    subject.save(tmp_path / "cutouts" / "disc.png")
+    (row,) = make_dataset.write_flat_drawings(tmp_path, ["cutouts/disc.png"], seed=3)
+    assert row == ("flat/disc.png", "flat/disc_alpha.png")
+    image, alpha = (np.asarray(Image.open(tmp_path / path)) for path in row)
+    assert image.shape == (512, 512, 3) and alpha.shape == (512, 512)
+    shape = np.asarray(subject.getchannel("A").resize((512, 512))) > 127
+    assert ((alpha > 127) == shape).mean() > 0.99
+    colours, counts = np.unique(image[alpha == 255], axis=0, return_counts=True)
+    assert np.sort(counts)[-7:].sum() > 0.97 * counts.sum()  # a few flat colours
+
+
+def test_nothing_found_is_said(tmp_path, capfd):
+    assert make_dataset.main([str(tmp_path / "set"), "--subjects", str(tmp_path)]) == 2
+    assert "no cut-out was found" in capfd.readouterr().err
+
+
 def test_tarballs_of_emoji_come_without_signs(tmp_path):
     for name in ("1f436", "1f436-1f3fb", "1f1e9-1f1ea", "2b05-fe0f"):
         folder = tmp_path / "package" / "assets"
@@ -196,7 +249,7 @@ def test_tarballs_of_emoji_come_without_signs(tmp_path):
         "cutouts/emoji_1f436.png"]
 
 
-@pytest.mark.parametrize("part", [glow, smoke, strands, veil, holes])
+@pytest.mark.parametrize("part", [glow, smoke, strands])
 def test_soft_parts_change_the_alpha_and_keep_the_subject(part):
     pixels = np.asarray(drawing((60, 60, 240, 240)), np.float32) / 255
     for seed in range(5):
