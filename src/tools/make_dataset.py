@@ -40,6 +40,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from src.runtime.console import UserError, log
 from src.runtime.tables import write_table
 from src.inputs.discovery import COLUMNS
+from src.data.datasets import open_layers
 from src.data.pairs import read_pairs
 from src.tools.flat_drawings import flat_drawing
 from src.tools.soft_parts import with_soft_part
@@ -102,7 +103,7 @@ def stamps(folder):
         image = trimmed(path)
         if relative.startswith(NOT_SUBJECTS) or image is None:
             continue
-        if min(image.size) >= SHORTEST_SIDE and (np.asarray(image)[..., 3] < 8).mean() > 0.02:
+        if has_matte(image, SHORTEST_SIDE):
             yield relative.replace("/", "_"), image
 
 
@@ -122,8 +123,7 @@ def subjects(folders):
     for number, path in enumerate(paths):
         if path.suffix.lower() not in (".png", ".webp") or (image := trimmed(path)) is None:
             continue
-        alpha = np.asarray(image)[..., 3]
-        if min(image.size) >= shortest and (alpha < 8).mean() > 0.02 and (alpha > 247).any():
+        if has_matte(image, shortest) and image.getchannel("A").getextrema()[1] > 247:
             image.thumbnail((longest, longest))
             yield f"{number}_{path.stem}.png", image
 
@@ -154,8 +154,18 @@ def trimmed(path, longest=None):
             image = image.convert("RGBA")
     except OSError:
         return None
+    return without_margin(image)
+
+
+def without_margin(image):
+    """The RGBA image without the transparent margin, None when it is empty"""
     box = image.getchannel("A").point(lambda level: 255 * (level > 8)).getbbox()
     return image.crop(box) if box else None
+
+
+def has_matte(image, shortest):
+    """Whether a trimmed RGBA image is large enough, and transparent somewhere"""
+    return min(image.size) >= shortest and (np.asarray(image)[..., 3] < 8).mean() > 0.02
 
 
 def single_subject(image):
@@ -189,11 +199,11 @@ def single_subject(image):
 
 
 def subject_of(image_path, alpha_path):
-    """The RGBA image of a pair's subject without the transparent margin"""
-    with Image.open(image_path) as image, Image.open(alpha_path) as alpha:
-        image = image.convert("RGB")
-        image.putalpha(alpha.convert("L"))
-    return image.crop(image.getchannel("A").point(lambda level: 255 * (level > 8)).getbbox())
+    """The RGBA image of a pair's subject without the transparent margin, whole if there is none"""
+    image, *alpha = open_layers(image_path, alpha_path)
+    if alpha:
+        image.putalpha(alpha[0])
+    return without_margin(image) or image
 
 
 def thumbnail(image):
