@@ -79,7 +79,7 @@ SCENES, DISTRACTORS = 2, (1, 5)  # copies of a photograph with other things in i
 BACKDROP_SIDE = 1600  # pixels of the longer side; photographs are only ever shown at crop size
 BACKDROP_FOLDERS = ("usr/share/backgrounds", "usr/share/lxqt/wallpapers",
                     "endless-sky/images/land")
-MOST_BACKDROPS = 80  # of a folder
+MOST_BACKDROPS = 80  # of a package folder; photographs were picked by hand, and all are taken
 BACKDROP_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -300,10 +300,10 @@ def write_backdrops(folder, photographs, things, out, rng):
     each SCENES more with some of the things (paths of cut-outs) in it; returns their number."""
     out.mkdir(parents=True, exist_ok=True)
     seen, count = [], 0
-    sources = [wallpapers(folder, part) for part in BACKDROP_FOLDERS]
-    sources += [wallpapers(place, "") for place in photographs]
-    for source in sources:
-        for name, image in islice(unlike(source, seen), MOST_BACKDROPS):
+    sources = [(wallpapers(folder, part), MOST_BACKDROPS) for part in BACKDROP_FOLDERS]
+    sources += [(wallpapers(place, ""), None) for place in photographs]
+    for source, most in sources:
+        for name, image in islice(unlike(source, seen), most):
             image.thumbnail((BACKDROP_SIDE, BACKDROP_SIDE))
             image.save(out / f"{name}.jpg", quality=92)
             for number in range(SCENES):

@@ -175,6 +175,20 @@ def test_backdrops_come_once_and_without_logos(tmp_path):
     assert 0.001 < changed < 0.5
 
 
+def test_photographs_picked_by_hand_are_all_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr(make_dataset, "MOST_BACKDROPS", 1)
+    monkeypatch.setattr(make_dataset, "SCENES", 0)
+    across = np.tile(np.arange(512, dtype=np.uint16) // 2, (400, 1)).astype(np.uint8)
+    places = tmp_path / "usr/share/backgrounds", tmp_path / "photographs"
+    for place in places:
+        draw(place / "across.png", across if place == places[0] else 255 - across // 2)
+        draw(place / "down.png", across.T if place == places[0] else 255 - across.T // 2)
+    out = tmp_path / "out"
+    make_dataset.write_backdrops(tmp_path, [places[1]], [], out, np.random.default_rng(0))
+    assert sorted(path.stem for path in out.iterdir()) == [
+        "backgrounds_across", "photographs_across", "photographs_down"]
+
+
 def test_the_frame_cuts_some_subjects_off():
     subject = drawing((0, 0, 299, 299))
     for seed in range(30):
