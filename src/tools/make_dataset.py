@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -300,15 +300,15 @@ def write_backdrops(folder, photographs, things, out, rng):
     each SCENES more with some of the things (paths of cut-outs) in it; returns their number."""
     out.mkdir(parents=True, exist_ok=True)
     seen, count = [], 0
-    sources = [(wallpapers(folder, part), MOST_BACKDROPS) for part in BACKDROP_FOLDERS]
-    sources += [(wallpapers(place, ""), None) for place in photographs]
-    for source, most in sources:
-        for name, image in islice(unlike(source, seen), most):
-            image.thumbnail((BACKDROP_SIDE, BACKDROP_SIDE))
-            image.save(out / f"{name}.jpg", quality=92)
-            for number in range(SCENES):
-                with_distractors(image, things, rng).save(out / f"{name}_{number}.jpg", quality=92)
-            count += 1 + SCENES
+    sources = [islice(unlike(wallpapers(folder, part), seen), MOST_BACKDROPS)
+               for part in BACKDROP_FOLDERS]
+    sources += [unlike(wallpapers(place, ""), seen) for place in photographs]
+    for name, image in chain.from_iterable(sources):
+        image.thumbnail((BACKDROP_SIDE, BACKDROP_SIDE))
+        image.save(out / f"{name}.jpg", quality=92)
+        for number in range(SCENES):
+            with_distractors(image, things, rng).save(out / f"{name}_{number}.jpg", quality=92)
+        count += 1 + SCENES
     return count
 
 
@@ -330,9 +330,9 @@ def with_distractors(backdrop, things, rng):
     return scene
 
 
-def write_cutouts(folder, subject_folders, out, left_out, seen, seed):
-    """What is unpacked in `folder`, and in `subject_folders`, as PNGs in `out`/cutouts;
-    returns their paths relative to `out`."""
+def write_cutouts(found, framed, out, seed):
+    """The (name, RGBA image)s found, each on a canvas, and those in their own frame, as PNGs in
+    `out`/cutouts; returns their paths relative to `out`."""
     (out / "cutouts").mkdir(parents=True, exist_ok=True)
     names = []
 
@@ -340,14 +340,12 @@ def write_cutouts(folder, subject_folders, out, left_out, seen, seed):
         names.append(f"cutouts/{Path(name).with_suffix('.png')}")
         image.save(out / names[-1], compress_level=1)
 
-    found = cutouts(
-        folder, subject_folders, left_out, seen, np.random.default_rng(seed))
     for number, (name, image) in enumerate(found):
         rng = np.random.default_rng([seed, number])
         write(name, on_canvas(image, rng))
         if rng.random() < P_SOFT:
             write(f"soft_{name}", with_soft_part(on_canvas(image, rng), rng))
-    for name, image in portraits(folder):
+    for name, image in framed:
         write(name, image)
     return names
 
@@ -391,8 +389,9 @@ def main(argv=None):
         added = [row for csv in arguments.add for row in read_pairs(csv)]
         with tempfile.TemporaryDirectory() as folder:
             unpack(arguments.packages, folder)
-            names = write_cutouts(
-                Path(folder), arguments.subjects, out, left_out, seen, arguments.seed)
+            found = cutouts(Path(folder), arguments.subjects, left_out, seen,
+                            np.random.default_rng(arguments.seed))
+            names = write_cutouts(found, portraits(Path(folder)), out, arguments.seed)
             if not names:
                 raise UserError("no cut-out was found in the packages and the folders")
             flat = write_flat_drawings(out, names, arguments.seed)

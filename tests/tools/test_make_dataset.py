@@ -133,7 +133,8 @@ def test_portraits_stay_in_the_frame_that_cuts_them_off(tmp_path):
     ImageDraw.Draw(bust).rectangle((60, 100, 260, 320), fill=(90, 60, 30, 255))
     bust.save(folder / "knight.png")
     bust.crop((0, 0, 320, 200)).save(folder / "banner.png")
-    names = make_dataset.write_cutouts(tmp_path, [], tmp_path / "set", set(), [], seed=0)
+    busts = make_dataset.portraits(tmp_path)
+    names = make_dataset.write_cutouts([], busts, tmp_path / "set", seed=0)
     assert names == ["cutouts/portrait_knight.png"]
     with Image.open(tmp_path / "set" / names[0]) as image:
         assert image.size == (320, 320) and image.getchannel("A").getbbox() == (60, 100, 261, 320)
