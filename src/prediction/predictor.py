@@ -80,7 +80,7 @@ class Predictor:
     def full_alpha(self, batch, small_alphas):
         """The mean of the small alphas of a batch of one image, [H,W] in [0,1] of its own size"""
         return mean_of([at_full_size(alpha, batch["img"][size], batch["full"], self.recipe.refine)
-                     for size, alpha in small_alphas])
+                        for size, alpha in small_alphas])
 
     def alphas(self, loader, title, done=0):
         """Yields (batch, alpha [H,W] in [0,1]) for each image of a loader, before calibration.
@@ -142,7 +142,7 @@ class Ensemble(Predictor):
 
     def full_alpha(self, batch, small_alphas):
         return mean_of([member.full_alpha(batch, alphas)
-                     for member, alphas in zip(self.members, small_alphas)])
+                        for member, alphas in zip(self.members, small_alphas)])
 
 
 def make_ensemble(members):

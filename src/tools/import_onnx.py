@@ -23,6 +23,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
+from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from torch import nn
 
@@ -41,7 +42,10 @@ BATCH, COUNT = 8, 64  # images in a batch, images for the statistics
 
 def onnx_convolutions(path):
     """[(weight [out,in,k,k], bias [out])] of an ONNX file's convolutions in execution order."""
-    graph = onnx.load(str(path)).graph
+    try:
+        graph = onnx.load(str(path)).graph
+    except (OSError, DecodeError) as error:
+        raise UserError(f"{path}: cannot be read as an ONNX file ({error})") from None
     values = {item.name: item for item in graph.initializer}
     return [
         tuple(torch.from_numpy(numpy_helper.to_array(values[name]).copy())

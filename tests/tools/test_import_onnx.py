@@ -151,6 +151,15 @@ def test_other_files_are_refused(tmp_path, capsys):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("content", [None, b"no protobuf"])
+def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path, capsys, content):
+    path = tmp_path / "a.onnx"
+    if content:
+        path.write_bytes(content)
+    assert import_onnx.main([str(path), str(tmp_path / "o.pth")]) == 2
+    assert f"error: {path}: cannot be read as an ONNX file" in capsys.readouterr().err
+
+
 def test_half_precision_keeps_the_mse(onnx_file, items, tmp_path):
     images, masks = items
     model = import_onnx.import_folded(onnx_file)
