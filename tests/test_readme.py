@@ -35,8 +35,7 @@ def test_the_flags_that_the_readme_names_exist(capsys):
     """Whatever looks like a flag, outside pip's own line and the Kaggle client's, is one of our
     commands'."""
     known = set(load_modules().command_line()._option_string_actions)
-    for command in (build, export_onnx, import_onnx, label_photographs, make_dataset,
-                    ship):
+    for command in (build, export_onnx, import_onnx, label_photographs, make_dataset, ship):
         with pytest.raises(SystemExit):
             command.main(["--help"])
         known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))

@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from src.runtime.console import UserError, log
-from src.runtime.hardware import machine_for, prepare_machine
+from src.runtime.hardware import Machine, prepare_machine
 from src.runtime.tables import write_table
 from src.inputs.discovery import COLUMNS
 from src.inputs.places import TestImage, list_images
@@ -35,7 +35,6 @@ from src.prediction.recipe import Recipe
 LEAST_AGREEMENT = 0.74  # the networks' common part of the subject, as a share of all their parts
 LONGEST_SIDE = 1024  # pixels; larger photographs are reduced
 SQUARE = 1.1  # ratio of the sides up to which a photograph counts as square
-MACHINE = machine_for(torch.device("cpu"), "off", None)
 
 
 class OnnxNetwork:
@@ -48,21 +47,21 @@ class OnnxNetwork:
                 str(path), providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's errors have no other class in common
             raise UserError(f"{path}: cannot be read as an ONNX file ({error})") from None
-        self.input = self.session.get_inputs()[0]
+        source, first = self.session.get_inputs()[0], self.session.get_outputs()[0]
+        self.input, self.output, self.side = source.name, first.name, source.shape[3]
 
     def matte(self, images):
         """float32 [1,3,S,S] in [-1,1] -> alpha [1,1,S,S] in [0,1]"""
-        first = self.session.get_outputs()[0].name
-        return torch.from_numpy(
-            self.session.run([first], {self.input.name: (images / 2).numpy()})[0])
+        (alpha,) = self.session.run([self.output], {self.input: (images / 2).numpy()})
+        return torch.from_numpy(alpha)
 
 
 def predictor_of(path):
     """The `Predictor` of a checkpoint, mirrored and refined, or of an ONNX file"""
     if path.suffix == ".onnx":
         network = OnnxNetwork(path)
-        return Predictor(network, Recipe(network.input.shape[3]), MACHINE)
-    return make_predictor(network_of(read_checkpoint(path)), Recipe(flip=True), MACHINE)
+        return Predictor(network, Recipe(network.side), Machine())
+    return make_predictor(network_of(read_checkpoint(path)), Recipe(flip=True), Machine())
 
 
 def labelled(photographs, predictors):

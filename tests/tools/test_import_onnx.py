@@ -150,7 +150,6 @@ def test_other_files_are_refused(tmp_path, capsys):
     assert "error: " in capsys.readouterr().err and not (tmp_path / "x.pth").exists()
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("content", [None, b"no protobuf"])
 def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path, capsys, content):
     path = tmp_path / "a.onnx"
@@ -160,6 +159,7 @@ def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path, capsys, content):
     assert f"error: {path}: cannot be read as an ONNX file" in capsys.readouterr().err
 
 
+@torch.no_grad()
 def test_half_precision_keeps_the_mse(onnx_file, items, tmp_path):
     images, masks = items
     model = import_onnx.import_folded(onnx_file)
