@@ -1,10 +1,12 @@
 """How good checkpoints are, by kind of backdrop: MSE and SAD at the images' own size.
 
     python tests/benchmarks/bench_weights.py --val-csv CSV CHECKPOINT ... [--size 320] [--worst DIR]
+                                              [--trimap]
 
 Each is used with the recipe it brings, or at --size with the recipe that needs no choice. SAD is
 the sum of absolute differences in thousands of pixels (Rhemann et al., CVPR 2009). --worst draws
-the ten worst images of each checkpoint.
+the ten worst images of each checkpoint. With --trimap the CSV's alphas are trimaps, and what they
+leave open (128) is not counted: so photographs can be judged whose alpha nobody knows.
 """
 
 import argparse
@@ -34,6 +36,7 @@ def main():
     parser.add_argument("--val-csv", type=Path, required=True)
     parser.add_argument("--size", type=int)
     parser.add_argument("--worst", type=Path)
+    parser.add_argument("--trimap", action="store_true")
     arguments = parser.parse_args()
     prepare_machine(0)
     pairs = read_pairs(arguments.val_csv)
@@ -47,10 +50,12 @@ def main():
         recipe = predictor.recipe
         rows = [(image, predictor.calibrated(alpha), truth, Path(file).name)
                 for image, alpha, truth, file in predictor.validation(pairs)]
+        errors = [(alpha - truth)[(not arguments.trimap) | (np.rint(truth * 255) != 128)]
+                  for _, alpha, truth, _ in rows]
         table = pd.DataFrame({
             "backdrop": kinds,
-            "MSE": [np.square(alpha - truth).mean() for _, alpha, truth, _ in rows],
-            "SAD": [np.abs(alpha - truth).sum() / 1000 for _, alpha, truth, _ in rows]})
+            "MSE": [np.square(error).mean() for error in errors],
+            "SAD": [np.abs(error).sum() / 1000 for error in errors]})
         means = table.groupby("backdrop")[["MSE", "SAD"]].mean()
         means.loc["all"] = table[["MSE", "SAD"]].mean()
         print(f"{path} at {recipe.predict_size}"
