@@ -129,10 +129,12 @@ def subjects(folders):
 
 
 def emoji(folder, rng):
-    """(name, RGBA image) of rendered beings and things, without signs and variants of skin, in
-    random order."""
+    """(name, RGBA image) of rendered beings and things, without signs, variants of skin and scenes
+    that fill their square, in random order."""
     for path in rng.permutation(np.array(sorted(folder.glob(f"**/{EMOJI}")), dtype=object)):
-        if not NOT_EMOJI.search(path.stem) and (image := trimmed(path)):
+        if NOT_EMOJI.search(path.stem) or (image := trimmed(path)) is None:
+            continue
+        if has_matte(image, SHORTEST_SIDE):
             yield f"emoji_{path.stem}.png", image
 
 

@@ -252,11 +252,12 @@ def test_nothing_found_is_said(tmp_path, capfd):
     assert "no cut-out was found" in capfd.readouterr().err
 
 
-def test_tarballs_of_emoji_come_without_signs(tmp_path):
+def test_tarballs_of_emoji_come_without_signs_and_full_squares(tmp_path):
     for name in ("1f436", "1f436-1f3fb", "1f1e9-1f1ea", "2b05-fe0f"):
         folder = tmp_path / "package" / "assets"
         folder.mkdir(parents=True, exist_ok=True)
         drawing((20, 20, 280, 280)).save(folder / f"{name}.webp", lossless=True)
+    Image.new("RGBA", (256, 256), (20, 40, 90, 255)).save(folder / "1f306.webp", lossless=True)
     with tarfile.open(tmp_path / "emoji.tgz", "w:gz") as tarball:
         tarball.add(tmp_path / "package", "package")
     assert make_dataset.main([str(tmp_path / "set"), str(tmp_path / "emoji.tgz")]) == 0
