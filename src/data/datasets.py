@@ -306,7 +306,8 @@ class ShuffledEpochs(Sampler):
         self.samples = -(-(samples or length) // world_size()) * world_size()
 
     def __len__(self):
-        return self.samples // world_size() - self.done
+        # The last batch may be smaller than the others, by which `done` is counted.
+        return max(0, self.samples // world_size() - self.done)
 
     def __iter__(self):
         places = (self.epoch - 1) * self.samples + shard(np.arange(self.samples))[self.done:]

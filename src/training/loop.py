@@ -3,6 +3,7 @@
 import math
 import signal
 import time
+from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 
@@ -56,8 +57,9 @@ def train(model, splits, settings, machine, inputs, stop, reserve):
     configuration = configuration_of(settings, model, splits)
     run = Run(model, settings, machine, len(train_loader), norms_are_frozen(settings, inputs))
     resume(run, unfinished(inputs), out, configuration)
-    first_train, first_val = first_batches(train_loader, val_loader,
-                                           photographs.of_epoch(run.epoch), machine.device)
+    with memory_advised(settings.train_batch, settings.train_size):
+        first_train, first_val = first_batches(train_loader, val_loader,
+                                               photographs.of_epoch(run.epoch), machine.device)
     run.pace = pace_of(train_loader)
     if run.metrics:
         write_tables(run, out, splits.val.skipped)
@@ -206,11 +208,9 @@ def train_epoch(run, loader, photographs, ending):
     for items in run.pace.timed(progress(loader, f"train {run.epoch}", done=run.batch)):
         photographs.prepare(run.epoch + 1)
         note_unreadable(run, items["skipped"], len(loader.dataset))
-        try:
+        with memory_advised(len(items["path"]), augment.size):
             batch = augment.apply(items, backdrops, device)
             losses.append((train_step(run, batch), batch["path"]))
-        except torch.OutOfMemoryError:
-            raise UserError(memory_advice(len(items["path"]), augment.size)) from None
         run.batch += 1
         if run.has_all_steps():
             break
@@ -229,6 +229,15 @@ def note_unreadable(run, skipped, count):
     if skipped:
         run.skipped.update(skipped)
         check_share(run.skipped, count, "training")
+
+
+@contextmanager
+def memory_advised(batch, size):
+    """Too little memory inside becomes a UserError that says which flags need less."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(memory_advice(batch, size)) from None
 
 
 def memory_advice(batch, size):

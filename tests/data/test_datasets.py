@@ -85,6 +85,8 @@ def test_short_epochs_go_through_all_rows_before_one_comes_again(kernel, monkeyp
     assert keys == passes and keys[8:12][0][0] == 1 and keys[8:12][3][0] == 2
     short.epoch, short.done = 3, 3
     assert list(short) == keys[11:12] and len(short) == 1
+    short.done = 6  # two batches of 3, of which the second had one row
+    assert list(short) == [] and len(short) == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
     shares = []
     for rank in "01":

@@ -196,12 +196,13 @@ def test_too_little_memory_says_which_sizes_to_take(kernel, batch, advice):
     assert advice in kernel.memory_advice(batch, 320)
 
 
+@pytest.mark.parametrize("owner, name", [("U2NETP", "forward"), ("JointAugment", "apply")])
 def test_running_out_of_memory_is_an_error_of_the_settings(
-        kernel, small_data, tmp_path, monkeypatch):
-    def no_room(self, x):
+        kernel, small_data, tmp_path, monkeypatch, owner, name):
+    def no_room(self, *args):
         raise torch.OutOfMemoryError("CUDA out of memory (injected)")
 
-    monkeypatch.setattr(kernel.U2NETP, "forward", no_room)
+    monkeypatch.setattr(getattr(kernel, owner), name, no_room)
     with pytest.raises(kernel.UserError, match="--train-batch 2 at --train-size 64; take --tr"):
         train(kernel, small_data, tmp_path)
 
