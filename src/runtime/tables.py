@@ -48,7 +48,8 @@ def no_column(wanted, columns):
 
 def write_table(path, rows, columns=None):
     """Write rows, tuples or dicts, as a CSV; without any, remove what an earlier run wrote."""
-    path.unlink(missing_ok=True)
-    if rows:
-        with replacing(path) as part:
-            pd.DataFrame(rows, columns=columns).to_csv(part, index=False)
+    if not rows:
+        path.unlink(missing_ok=True)
+        return
+    with replacing(path) as part:
+        pd.DataFrame(rows, columns=columns).to_csv(part, index=False)
