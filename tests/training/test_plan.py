@@ -140,8 +140,7 @@ def test_a_training_by_time_ends_with_its_schedule_in_time(kernel, small_data, t
                        schedule="auto", train_size=64)
     seconds = time.monotonic() - began
     assert 0.4 * 3600 * hours < seconds < 2.5 * 3600 * hours  # two busy cores
-    rates = [each["lr"] for each in metrics]
-    assert rates[-1] < 1e-9 and max(rates) > 5e-4
+    assert metrics[-1]["lr"] < 1e-9 < metrics[0]["lr"]
     log = capsys.readouterr().out
     assert "Training as long as the time allows" in log and log.count("Planned: ") == 1
 
