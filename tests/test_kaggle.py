@@ -293,10 +293,11 @@ def test_two_processes_need_no_name_and_no_network(tmp_path, namespaces):
     done = kaggle_run(root, out, before, gpus="2", device="cpu", epochs="", epoch_samples="40",
                       time_limit=str(70 / 3600))
     check_run(done, out, "random weights")
-    assert "going on with one" not in done.stdout and "Epoch 1:" in done.stdout
+    assert "going on with one" not in done.stdout
     assert "cosine schedule" in done.stdout and "validation MSE" in done.stdout
-    # On busy cores the time may end before it is planned, or before the plan does.
-    assert done.stdout.count("Planned: ") == 1 or "Time limit: training ends" in done.stdout
+    # On busy cores the time may end in the first epoch, or before it is planned.
+    planned = "Epoch 1:" in done.stdout and done.stdout.count("Planned: ") == 1
+    assert planned or "Time limit: training ends" in done.stdout
     # Decoded images are not among them.
     assert {path.name for path in out.iterdir()} - {"last.pth"} == RESULTS
 
@@ -317,13 +318,17 @@ def test_training_goes_on_in_the_next_session(tmp_path, namespaces):
     """The first version runs out of time; its output, attached read-only, is continued."""
     root = kaggle_input(tmp_path / "input", pairs=True)
     settings = {"mode": "train", "epochs": "2000", "save_minutes": "1000"}
-    first = kaggle_run(root, tmp_path / "first", time_limit=str(42 / 3600), **settings)
-    assert first.returncode == 0, first.stdout + first.stderr
-    assert "Time limit: training ends in epoch" in first.stdout
+    for seconds in (42, 84, 168):  # on busy cores the first epoch takes longer
+        settings["time_limit"] = str(seconds / 3600)
+        first = kaggle_run(root, tmp_path / f"first{seconds}", **settings)
+        assert first.returncode == 0, first.stdout + first.stderr
+        assert "Time limit: training ends in epoch" in first.stdout
+        if "Epoch 1:" in first.stdout:
+            break
     attached = root / "notebooks" / "me" / "magick-alpha"
-    shutil.copytree(tmp_path / "first", attached)
+    shutil.copytree(tmp_path / f"first{seconds}", attached)
     before = torch.load(attached / "last.pth", weights_only=True)["training"]
-    second = kaggle_run(root, tmp_path / "second", time_limit=str(42 / 3600), **settings)
+    second = kaggle_run(root, tmp_path / "second", **settings)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "Continuing /kaggle/input/notebooks/me/magick-alpha/last.pth" in second.stdout
     after = pd.read_csv(tmp_path / "second" / "metrics.csv")

@@ -4,7 +4,6 @@ import ast
 import os
 import re
 import signal
-import time
 from types import SimpleNamespace
 
 import pandas as pd
@@ -327,24 +326,26 @@ sys.exit(main.main(sys.argv[1:]))
 
 
 def on_one_rank(data, folder, what):
-    """(finished process, seconds) of two processes, of which the second does something."""
+    """The finished run of two processes, of which the second does something.
+
+    Raises subprocess.TimeoutExpired long before a process gives up waiting for another.
+    """
     (folder / "one_rank.py").write_text(ONE_RANK.format(what=what))
-    began = time.monotonic()
-    done = run_forked(folder / "one_rank.py", "--mode", "train", *data, *FLAGS, "--gpus", 2,
-                      "--out", "out", cwd=folder, environment={**os.environ, "PYTHONPATH": str(ROOT)})
-    return done, time.monotonic() - began
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return run_forked(folder / "one_rank.py", "--mode", "train", *data, *FLAGS, "--gpus", 2,
+                      "--out", "out", cwd=folder, environment=environment)
 
 
 def test_out_of_memory_on_one_card_ends_all_with_advice(data, tmp_path):
-    done, seconds = on_one_rank(data, tmp_path, "raise torch.OutOfMemoryError('injected')")
-    assert done.returncode == 2 and seconds < 60, done.stderr
+    done = on_one_rank(data, tmp_path, "raise torch.OutOfMemoryError('injected')")
+    assert done.returncode == 2, done.stderr
     assert done.stderr.count("error: the graphics card has too little memory") == 1
     assert "--train-batch 2 at --train-size 64; take --train-batch 1" in done.stderr
 
 
-def test_a_killed_process_ends_the_run_within_seconds(data, tmp_path):
-    done, seconds = on_one_rank(data, tmp_path, "os.kill(os.getpid(), 9)")
-    assert done.returncode not in (0, 2) and seconds < 60, done.stderr
+def test_a_killed_process_ends_the_run(data, tmp_path):
+    done = on_one_rank(data, tmp_path, "os.kill(os.getpid(), 9)")
+    assert done.returncode not in (0, 2), done.stderr
 
 
 def test_a_signal_to_the_parent_saves_and_resumes_exactly(two, tmp_path):
