@@ -265,6 +265,17 @@ def kaggle_run(root, out, before="true", **settings):
          sys.executable, before], env=environment, capture_output=True, text=True, timeout=200)
 
 
+def run_with_an_epoch(root, out, seconds, before="true", **settings):
+    """(finished `kaggle_run`, its --time-limit): `seconds`, or twice as long where the cores are too
+    busy for an epoch."""
+    for limit in (seconds / 3600, 2 * seconds / 3600):
+        shutil.rmtree(out, ignore_errors=True)
+        done = kaggle_run(root, out, before, time_limit=str(limit), **settings)
+        if "Epoch 1:" in done.stdout:
+            break
+    return done, str(limit)
+
+
 def check_run(done, out, says):
     """A run that ended well, said so in lines a log can hold, and left the whole submission."""
     assert done.returncode == 0, done.stdout + done.stderr
@@ -290,14 +301,13 @@ def test_two_processes_need_no_name_and_no_network(tmp_path, namespaces):
     decides, as it does there unless --epochs does."""
     root, out = kaggle_input(tmp_path / "input", pairs=True), tmp_path / "working"
     before = f"hostname nowhere.invalid && {shlex.quote(sys.executable)} -c '{LOOPBACK_UP}'"
-    done = kaggle_run(root, out, before, gpus="2", device="cpu", epochs="", epoch_samples="40",
-                      time_limit=str(70 / 3600))
+    done, _ = run_with_an_epoch(root, out, 70, before, gpus="2", device="cpu", epochs="",
+                                epoch_samples="40")
     check_run(done, out, "random weights")
-    assert "going on with one" not in done.stdout
+    assert "going on with one" not in done.stdout and "Epoch 1:" in done.stdout
     assert "cosine schedule" in done.stdout and "validation MSE" in done.stdout
-    # On busy cores the time may end in the first epoch, or before it is planned.
-    planned = "Epoch 1:" in done.stdout and done.stdout.count("Planned: ") == 1
-    assert planned or "Time limit: training ends" in done.stdout
+    # On busy cores the time may end before it is planned, or before the plan does.
+    assert done.stdout.count("Planned: ") == 1 or "Time limit: training ends" in done.stdout
     # Decoded images are not among them.
     assert {path.name for path in out.iterdir()} - {"last.pth"} == RESULTS
 
@@ -318,17 +328,13 @@ def test_training_goes_on_in_the_next_session(tmp_path, namespaces):
     """The first version runs out of time; its output, attached read-only, is continued."""
     root = kaggle_input(tmp_path / "input", pairs=True)
     settings = {"mode": "train", "epochs": "2000", "save_minutes": "1000"}
-    for seconds in (42, 84, 168):  # on busy cores the first epoch takes longer
-        settings["time_limit"] = str(seconds / 3600)
-        first = kaggle_run(root, tmp_path / f"first{seconds}", **settings)
-        assert first.returncode == 0, first.stdout + first.stderr
-        assert "Time limit: training ends in epoch" in first.stdout
-        if "Epoch 1:" in first.stdout:
-            break
+    first, limit = run_with_an_epoch(root, tmp_path / "first", 42, **settings)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "Time limit: training ends in epoch" in first.stdout
     attached = root / "notebooks" / "me" / "magick-alpha"
-    shutil.copytree(tmp_path / f"first{seconds}", attached)
+    shutil.copytree(tmp_path / "first", attached)
     before = torch.load(attached / "last.pth", weights_only=True)["training"]
-    second = kaggle_run(root, tmp_path / "second", **settings)
+    second = kaggle_run(root, tmp_path / "second", time_limit=limit, **settings)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "Continuing /kaggle/input/notebooks/me/magick-alpha/last.pth" in second.stdout
     after = pd.read_csv(tmp_path / "second" / "metrics.csv")
