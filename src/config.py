@@ -123,6 +123,9 @@ class Settings:
     # 0.17 at the notebook's 1024: scale matters more than resolution.
     train_size: int = knob(320, "training", "side of a training crop as the network sees it",
                            minimum=64)
+    min_train_size: int | None = knob(
+        None, "training", "each step takes a size from this to --train-size [only that]",
+        minimum=64, type=int)
     train_batch: int | None = knob(
         None, "training", "crops in a step, on each card [16, or what fits; CPU: 4]", minimum=1,
         type=int)
@@ -170,6 +173,9 @@ def check_settings(settings):
     if settings.pictures and settings.mode == "train":
         raise ValueError(f"{settings.pictures[0]}, --mode train: a picture is predicted; leave one "
                          "of them out")
+    if (settings.min_train_size or 0) > settings.train_size:
+        raise ValueError(f"--min-train-size {settings.min_train_size}: is more than --train-size "
+                         f"{settings.train_size}")
     if settings.hours is not None and settings.epochs is not None:
         raise ValueError("--hours, --epochs: both say how long to train; take one of them")
     if settings.amp == "fp16" and settings.device == "cpu":

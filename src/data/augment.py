@@ -16,7 +16,7 @@ GREY = (0.2989, 0.587, 0.114)  # luma of ITU-R BT.601, as in torchvision's adjus
 class JointAugment:
     """Random crop, flip and rotation of image and alpha together, colour of the image alone.
 
-    size: side of the result in pixels. crop_scale: the crop's side as a share of the image's
+    size: side of the largest result in pixels. crop_scale: the crop's side as a share of the image's
     shorter side, drawn from this range.
     """
 
@@ -55,9 +55,9 @@ class JointAugment:
                 "map": np.float32([[flip * cos, flip * sin, across], [-sin, cos, down]]),
                 "colour": np.float32(colour)}
 
-    def apply(self, batch, photographs, device):
-        """What a network learns from, on the device: img float32 [B,3,size,size] in [-1,1], mask
-        [B,1,size,size] in [0,1]; and the paths.
+    def apply(self, batch, photographs, device, size=None):
+        """A batch for the network, on the device: img float32 [B,3,size,size] in [-1,1], mask
+        [B,1,size,size] in [0,1]; and the paths. size: of this batch, by default the largest.
 
         batch: items of TrainingSet; photographs: what a `PhotographPool` gives. Cut-outs are
         resampled with premultiplied colours and put on a backdrop. What rotation brings in from
@@ -70,22 +70,23 @@ class JointAugment:
         is_cutout = moved("is_cutout")[:, None, None, None]
         visible = torch.where(is_cutout, layers[:, 3:], 1.0)
         layers[:, :3] *= visible
-        image, alpha = self.sampled(layers, moved("map")).split([3, 1], dim=1)
+        image, alpha = self.sampled(layers, moved("map"), size or self.size).split([3, 1], dim=1)
         if batch["is_cutout"].any():
             backdrop = stretched(batch, photographs, image.shape[2:], device)
-            on_backdrop = composited(image, alpha, backdrop, moved("shadow"))
+            on_backdrop = composited(image, alpha, backdrop, {
+                name: moved(name) for name in ("shadow", "floor", "tint")})
             image = torch.where(is_cutout, on_backdrop, image)
         image = recoloured(image, moved("colour")).mul_(2).sub_(1)
         return {"img": image.contiguous(memory_format=torch.channels_last),
                 "mask": alpha.contiguous(), "path": batch["path"]}
 
-    def sampled(self, layers, maps):
+    def sampled(self, layers, maps, size):
         """float32 [B,C,H,W] of squares of source_side -> [B,C,size,size], each through its map.
 
         Where a crop may be reduced to less than half, it is sampled more finely and averaged.
         """
-        times = max(1, math.ceil(layers.shape[-1] * self.crop_scale[1] / self.size / 2))
-        side = times * self.size
+        times = max(1, math.ceil(layers.shape[-1] * self.crop_scale[1] / size / 2))
+        side = times * size
         grid = F.affine_grid(maps, (*layers.shape[:2], side, side), align_corners=False)
         layers = F.grid_sample(layers, grid, align_corners=False)
         return F.avg_pool2d(layers, times) if times > 1 else layers

@@ -1,6 +1,6 @@
-"""Backdrops, drawn or photographs, and cut-outs composited onto them with soft shadows.
+"""Backdrops, painted or photographs, and cut-outs composited onto them with their shadows.
 
-What chance decides is drawn with a numpy Generator; pixels are made in torch, on any device.
+Chance is sampled with a numpy Generator; pixels are made in torch, on any device.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -14,11 +14,14 @@ from src.runtime.console import UserError
 from src.runtime.threads import mapped_ahead
 from src.data.images import open_image
 
-P_PHOTOGRAPH = 0.75  # when there are any; else every backdrop is drawn
-P_SHADOW = 0.3
-PHOTOGRAPH_TRIES = 20  # photographs in a row that may be unreadable before one is drawn
-TILE = 128  # pixels, side of a drawn backdrop before it is stretched over the frame
-MOTIF_FRAME = 320  # pixels of a frame in which a pattern's motif has the size that is drawn
+P_PHOTOGRAPH = 0.5  # when there are any; else every backdrop is painted
+# Shop pictures stand before white and light grey, which random colours hardly ever hit.
+PAINTED = {"studio": 0.5, "plain": 0.1, "gradient": 0.1, "textured": 0.15, "patterned": 0.15}
+P_SHADOW, P_STUDIO_SHADOW = 0.3, 0.6
+P_RECOLOURED, RECOLOURED = 0.2, (0.3, 0.85)  # before a studio's backdrop; how far towards it
+PHOTOGRAPH_TRIES = 20  # photographs in a row that may be unreadable before one is painted
+TILE = 128  # pixels, side of a painted backdrop before it is stretched over the frame
+MOTIF_FRAME = 320  # pixels of a frame in which a pattern's motif has the size that is painted
 SHADOW_SIDE = 64  # pixels, side at which shadows are blurred
 SHADOW_REACH = 9  # pixels of a blur's kernel to either side; three times the largest sigma
 POOL_BYTES = 256 * 2**20  # of photographs on the device, at most
@@ -27,59 +30,97 @@ POOL_BYTES = 256 * 2**20  # of photographs on the device, at most
 # ---------------------------------------------------------------- chance
 
 
-def draw_surroundings(rng, with_photographs):
-    """What chance decides about a cut-out's backdrop and shadow: a dict of arrays.
+def sample_surroundings(rng, with_photographs):
+    """A cut-out's backdrop, shadows and colour, as chance has them: a dict of arrays.
 
-    "tile", "tile_map": see draw_tile; "view" float32 [5]: which photograph, from 0 to 1, or -1 for
-    the tile, the part of it that is seen (share of the largest, place across and down) and whether
-    that is mirrored; "shadow" float32 [4]: strength, blur (sigma) and shift across and down, as
-    shares of the frame.
+    "tile", "tile_map": see `paint_tile`; "view" float32 [5]: which photograph, from 0 to 1, or -1
+    for the tile, the part of it that is seen (share of the largest, place across and down) and
+    whether that is mirrored; "shadow" float32 [4]: strength, blur (sigma) and shift across and
+    down, as shares of the frame; "floor" float32 [5]: strength of the shadow that lies on the
+    floor, its length as a share of the subject's height, its slant, its blur, and the strength of
+    the reflection;
+    "tint" float32 [4]: the RGB colour in 0..1 that the subject's colours are moved to, and how far.
     """
-    drawn = no_surroundings()
+    sampled = no_surroundings()
+    kind = "photograph"
     if with_photographs and rng.random() < P_PHOTOGRAPH:
-        drawn["view"] = np.float32(
+        sampled["view"] = np.float32(
             [rng.random(), rng.uniform(0.4, 1.0), *rng.random(2), rng.random() < 0.5])
     else:
-        drawn["tile"], drawn["tile_map"] = draw_tile(rng)
+        kind = rng.choice(list(PAINTED), p=list(PAINTED.values()))
+        sampled["tile"], sampled["tile_map"] = paint_tile(kind, rng)
+    in_studio = kind == "studio"
     strength = rng.uniform(0.2, 0.7) if rng.random() < P_SHADOW else 0.0
-    drawn["shadow"] = np.float32([strength, rng.uniform(0.01, 0.05), *rng.uniform(-0.05, 0.05, 2)])
-    return drawn
+    sampled["shadow"] = np.float32(
+        [strength, rng.uniform(0.01, 0.05), *rng.uniform(-0.05, 0.05, 2)])
+    if in_studio and rng.random() < P_STUDIO_SHADOW:
+        reflection = rng.uniform(0.05, 0.3) if rng.random() < 0.3 else 0.0
+        sampled["floor"] = np.float32(
+            [rng.uniform(0.1, 0.6), rng.uniform(0.04, 0.35), rng.uniform(-1, 1),
+             rng.uniform(0.008, 0.03), reflection])
+    if in_studio and rng.random() < P_RECOLOURED:
+        colour = sampled["tile"].mean(axis=(0, 1)) / 255
+        sampled["tint"] = np.float32([*colour, rng.uniform(*RECOLOURED)])
+    return sampled
 
 
 def no_surroundings():
-    """What stands for them in a batch beside images that bring their own backdrop."""
+    """Placeholders in a batch beside images that bring their own backdrop"""
     return {"tile": np.zeros((TILE, TILE, 3), np.uint8), "tile_map": np.eye(2, 3, dtype=np.float32),
-            "view": np.float32([-1, 1, 0, 0, 0]), "shadow": np.float32([0, 1, 0, 0])}
+            "view": np.float32([-1, 1, 0, 0, 0]), "shadow": np.float32([0, 1, 0, 0]),
+            "floor": np.float32([0, 1, 0, 1, 0]), "tint": np.zeros(4, np.float32)}
 
 
-def draw_tile(rng):
-    """(uint8 [TILE,TILE,3], float32 [2,3]): a plain, gradient, textured or patterned tile, and the
-    affine map from the frame's coordinates to the tile's, both in -1..1.
+def paint_tile(kind, rng):
+    """(uint8 [TILE,TILE,3], float32 [2,3]): a tile of a kind in PAINTED, and the affine map from
+    the frame's coordinates to the tile's, both in -1..1.
 
     Patterns repeat the tile beyond its edges; of the others a little less than all is seen.
     """
-    kind = rng.choice(["plain", "gradient", "textured", "patterned"])
     if kind == "patterned":
-        return draw_motif(rng)
+        return paint_motif(rng)
     if kind == "textured":
         tile = np.array(smooth_colours(rng, (TILE, TILE), cells=int(rng.integers(8, 60))))
+    elif kind == "studio":
+        tile = paint_studio(rng)
     else:
-        tile = draw_gradient(rng, is_plain=kind == "plain")
+        tile = paint_gradient(rng, *rng.integers(0, 256, (2, 3)), is_plain=kind == "plain")
     return tile, np.float32(np.eye(2, 3) * (TILE - 1) / TILE)
 
 
-def draw_gradient(rng, is_plain):
-    """uint8 [TILE,TILE,3]: one colour, or two and what lies between them, with a little grain."""
-    first, last = rng.integers(0, 256, (2, 3))
-    if is_plain:
-        last = first
-    across, down = rng.uniform(-1, 1, 2)
+def paint_gradient(rng, first, last, is_plain=False):
+    """uint8 [TILE,TILE,3]: one colour, or two and the colours between them, with a little grain."""
     y, x = np.mgrid[:TILE, :TILE] / TILE
+    across, down = rng.uniform(-1, 1, 2)
     ramp = across * x + down * y
     ramp = (ramp - ramp.min()) / max(np.ptp(ramp), 1e-6)
+    return with_grain(rng, first + (0 if is_plain else ramp[..., None]) * (last - first))
+
+
+def with_grain(rng, levels):
+    """Levels [TILE,TILE,3] in 0..255 with noise that photographs have, as uint8"""
     grain = rng.normal(0, rng.uniform(0, 4), (TILE, TILE, 1))
-    pixels = first + ramp[..., None] * (last - first) + grain
-    return pixels.clip(0, 255).round().astype(np.uint8)
+    return (levels + grain).clip(0, 255).round().astype(np.uint8)
+
+
+def paint_studio(rng):
+    """uint8 [TILE,TILE,3]: a studio's backdrop: pure white, a light or, at times, a dark grey, a
+    little tinted; even, with a gradient, brighter in the middle, or paper with a soft horizon."""
+    level = rng.choice([255, rng.uniform(240, 255), rng.uniform(205, 245), rng.uniform(0, 60)],
+                       p=[0.35, 0.25, 0.33, 0.07])
+    colour = level + (rng.uniform(-8, 4, 3) if level < 255 and rng.random() < 0.5 else np.zeros(3))
+    shape = rng.choice(["even", "gradient", "vignette", "horizon"], p=[0.4, 0.25, 0.15, 0.2])
+    if shape == "even":
+        return np.broadcast_to(colour.clip(0, 255).round(), (TILE, TILE, 3)).astype(np.uint8)
+    change = rng.uniform(-35, 15)
+    if shape == "gradient":
+        return paint_gradient(rng, colour, colour + change)
+    y, x = np.mgrid[:TILE, :TILE] / TILE
+    if shape == "vignette":
+        share = np.hypot(x - rng.uniform(0.3, 0.7), y - rng.uniform(0.3, 0.7)) ** 2
+    else:
+        share = 1 / (1 + np.exp((rng.uniform(0.4, 0.85) - y) / rng.uniform(0.005, 0.08)))
+    return with_grain(rng, colour + share[..., None] * change)
 
 
 def smooth_colours(rng, size, cells):
@@ -88,8 +129,8 @@ def smooth_colours(rng, size, cells):
     return Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC)
 
 
-def draw_motif(rng):
-    """draw_tile's tile and map of a few random shapes, turned and repeated."""
+def paint_motif(rng):
+    """`paint_tile`'s tile and map of a few random shapes, turned and repeated."""
     motif = Image.new("RGB", tuple(int(side) for side in rng.integers(16, TILE + 1, 2)))
     draw = ImageDraw.Draw(motif)
     draw.rectangle((0, 0, *motif.size), fill=tuple(map(int, rng.integers(0, 256, 3))))
@@ -116,16 +157,16 @@ def draw_motif(rng):
 
 
 def stretched(batch, photographs, size, device):
-    """float32 [B,3,H,W] in 0..1 of size (H, W): the backdrops of a batch of `draw_surroundings`.
+    """float32 [B,3,H,W] in 0..1 of size (H, W): the backdrops of a batch of `sample_surroundings`.
 
     photographs: uint8 tensors [3,h,w] on the device.
     """
     backdrops = torch.empty(len(batch["view"]), 3, *size, device=device)
-    drawn = (batch["view"][:, 0] < 0).nonzero()[:, 0]
-    if len(drawn):
+    painted = (batch["view"][:, 0] < 0).nonzero()[:, 0]
+    if len(painted):
         # A copy that blocks would wait for all work that the device still has to do.
         rows, tiles, maps = (each.to(device, non_blocking=True) for each in (
-            drawn, batch["tile"][drawn], batch["tile_map"][drawn]))
+            painted, batch["tile"][painted], batch["tile_map"][painted]))
         backdrops.index_copy_(0, rows, tiled(tiles, maps, size))
     for index, view in enumerate(batch["view"].tolist()):
         if view[0] >= 0:
@@ -147,9 +188,10 @@ def tiled(tiles, maps, size):
     return F.grid_sample(tiles, grid, align_corners=False)
 
 
-def draw_backdrop(rng, size):
-    """A drawn backdrop as an RGB image of size (width, height)."""
-    tile, tile_map = (torch.from_numpy(each)[None] for each in draw_tile(rng))
+def paint_backdrop(rng, size):
+    """A painted backdrop as an RGB image of size (width, height)."""
+    kind = rng.choice(list(PAINTED), p=list(PAINTED.values()))
+    tile, tile_map = (torch.from_numpy(each)[None] for each in paint_tile(kind, rng))
     return image_of(tiled(tile, tile_map, size[::-1])[0])
 
 
@@ -171,28 +213,65 @@ def part_of(photograph, view, size):
     return part.flip(-1) if is_mirrored else part
 
 
-def composited(premultiplied, alpha, backdrop, shadows):
-    """I = alpha F + (1 - alpha) B, on B darkened by a shadow: [B,3,H,W] in 0..1.
+def composited(premultiplied, alpha, backdrop, batch):
+    """I = alpha F + (1 - alpha) B: [B,3,H,W] in 0..1. B is darkened by the subject's shadows and
+    mirrors it; F may be tinted. Shadows and reflections are backdrop: they are not in alpha.
 
-    premultiplied: alpha F.
+    premultiplied: alpha F; batch: the float32 arrays of `sample_surroundings`, on the device.
     """
-    return premultiplied + (1 - alpha) * lit(alpha, shadows) * backdrop
+    tint = batch["tint"][:, :, None, None]
+    premultiplied = torch.lerp(premultiplied, alpha * tint[:, :3], tint[:, 3:])
+    backdrop = backdrop * lit(alpha, batch["shadow"])
+    return premultiplied + (1 - alpha) * on_the_floor(
+        premultiplied, alpha, backdrop, batch["floor"])
 
 
 def lit(alpha, shadows):
     """Light on the backdrop, [B,1,H,W] in 0..1, around what stands before it: less where the
-    blurred, shifted alpha is. shadows: float32 [B,4]; see draw_surroundings."""
+    blurred, shifted alpha is. shadows: float32 [B,4]; see `sample_surroundings`."""
     strength, sigma, across, down = shadows.unbind(1)
-    low = F.adaptive_avg_pool2d(alpha, SHADOW_SIDE).transpose(0, 1)
-    offsets = torch.arange(-SHADOW_REACH, SHADOW_REACH + 1, device=alpha.device)
-    kernels = torch.exp(-0.5 * (offsets / (SHADOW_SIDE * sigma[:, None])) ** 2)
-    kernels = (kernels / kernels.sum(dim=1, keepdim=True))[:, None, None]
-    low = F.conv2d(low, kernels, padding=(0, SHADOW_REACH), groups=len(alpha))
-    low = F.conv2d(low, kernels.mT, padding=(SHADOW_REACH, 0), groups=len(alpha)).transpose(0, 1)
     maps = torch.eye(2, 3, device=alpha.device).repeat(len(alpha), 1, 1)
     maps[:, :, 2] = -2 * torch.stack([across, down], dim=1)
-    grid = F.affine_grid(maps, alpha.shape, align_corners=False)
-    return 1 - strength[:, None, None, None] * F.grid_sample(low, grid, align_corners=False)
+    low = blurred(F.adaptive_avg_pool2d(alpha, SHADOW_SIDE), sigma)
+    return 1 - strength[:, None, None, None] * seen_through(maps, low, alpha.shape)
+
+
+def on_the_floor(premultiplied, alpha, backdrop, floors):
+    """The backdrop [B,3,H,W] with a flat shadow and a reflection that begin at the subject's lowest
+    row. floors: float32 [B,5]; see `sample_surroundings`."""
+    strength, length, slant, sigma, reflection = floors.unbind(1)
+    height = alpha.shape[2]
+    rows = (alpha.amax(dim=3)[:, 0] > 0.5).float() * torch.arange(height, device=alpha.device)
+    foot = (2 * rows.amax(dim=1) + 2) / height - 1  # as a coordinate in -1..1
+    zero, one = torch.zeros_like(foot), torch.ones_like(foot)
+    flat = torch.stack([one, -slant, slant * foot, zero, 1 / length, foot - foot / length], dim=1)
+    low = F.adaptive_avg_pool2d(alpha, SHADOW_SIDE)
+    low = blurred(seen_through(flat.view(-1, 2, 3), low, low.shape), sigma)
+    shade = F.interpolate(low, alpha.shape[2:], mode="bilinear", align_corners=False)
+    backdrop = backdrop * (1 - strength[:, None, None, None] * shade)
+    mirror = torch.stack([one, zero, zero, zero, -one, 2 * foot], dim=1).view(-1, 2, 3)
+    layers = seen_through(mirror, torch.cat([premultiplied, alpha], dim=1), alpha.shape)
+    depth = torch.linspace(-1, 1, height, device=alpha.device)[None] - foot[:, None]
+    share = (reflection[:, None] * (1 - 2 * depth).clamp(0, 1) * (depth > 0))[:, None, :, None]
+    return backdrop + share * (layers[:, :3] - layers[:, 3:] * backdrop)
+
+
+def blurred(planes, sigma):
+    """[B,1,SHADOW_SIDE,SHADOW_SIDE] after Gaussian blurs of sigma [B], shares of the frame"""
+    offsets = torch.arange(-SHADOW_REACH, SHADOW_REACH + 1, device=planes.device)
+    kernels = torch.exp(-0.5 * (offsets / (SHADOW_SIDE * sigma[:, None])) ** 2)
+    kernels = (kernels / kernels.sum(dim=1, keepdim=True))[:, None, None]
+    planes = F.conv2d(planes.transpose(0, 1), kernels, padding=(0, SHADOW_REACH),
+                      groups=len(planes))
+    return F.conv2d(planes, kernels.mT, padding=(SHADOW_REACH, 0),
+                    groups=len(kernels)).transpose(0, 1)
+
+
+def seen_through(maps, layers, shape):
+    """Layers [B,C,h,w] sampled through affine maps [B,2,3] -> [B,C,H,W] of a shape's H and W; 0
+    beyond them"""
+    grid = F.affine_grid(maps, (*layers.shape[:2], *shape[2:]), align_corners=False)
+    return F.grid_sample(layers, grid, align_corners=False)
 
 
 def recomposed(cutout, paths, rng):
@@ -202,7 +281,7 @@ def recomposed(cutout, paths, rng):
     paths: of photographs, may be empty. The next one stands in for one that cannot be read.
     """
     size, unreadable, photographs = cutout.size[::-1], [], []
-    surroundings = draw_surroundings(rng, bool(paths))
+    surroundings = sample_surroundings(rng, bool(paths))
     view = surroundings["view"]
     if view[0] >= 0:
         first = seen_photograph(view, len(paths))
@@ -214,12 +293,11 @@ def recomposed(cutout, paths, rng):
             except UserError as error:
                 unreadable.append((str(path), str(error)))
         else:
-            surroundings = draw_surroundings(rng, False)
+            surroundings = sample_surroundings(rng, False)
     batch = {name: torch.from_numpy(value)[None] for name, value in surroundings.items()}
     layers = torch.from_numpy(np.array(cutout)).permute(2, 0, 1)[None].float() / 255
     colours, alpha = layers.split([3, 1], dim=1)
-    image = composited(colours * alpha, alpha, stretched(batch, photographs, size, "cpu"),
-                       batch["shadow"])
+    image = composited(colours * alpha, alpha, stretched(batch, photographs, size, "cpu"), batch)
     return image_of(image[0]), cutout.getchannel("A"), unreadable
 
 

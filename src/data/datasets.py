@@ -16,7 +16,7 @@ from src.runtime.console import UserError, progress
 from src.runtime.distributed import merged, shard
 from src.runtime.hardware import fitting_loader
 from src.runtime.processes import world_size
-from src.data.backdrops import TILE, draw_surroundings, no_surroundings, recomposed
+from src.data.backdrops import TILE, sample_surroundings, no_surroundings, recomposed
 from src.data.cache import LOSSLESS, LOSSY
 from src.data.images import declared_size, open_alpha, open_image
 
@@ -107,7 +107,7 @@ class TrainingSet(Dataset):
         drawn = self.augment.draw(*image.size, rng)
         left, top = drawn.pop("window").tolist()
         box = (left, top, left + side, top + side)
-        surroundings = no_surroundings() if alpha_path else draw_surroundings(
+        surroundings = no_surroundings() if alpha_path else sample_surroundings(
             rng, bool(self.pairs.photographs))
         image.putalpha(alpha)
         return {"layers": np.array(image.crop(box)),

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 
-from src.data.backdrops import draw_backdrop, smooth_colours
+from src.data.backdrops import paint_backdrop, smooth_colours
 
 DEMO_SIZE = 1024  # pixels, as in MAGICK
 DEMO_COUNTS = {"train": 8, "val": 4, "test": 6}
@@ -44,7 +44,7 @@ def draw_pair(rng, size=DEMO_SIZE):
     """(RGB image, L alpha), both size x size: a subject drawn over a backdrop."""
     alpha = draw_alpha(rng, size)
     foreground = smooth_colours(rng, (size, size), cells=5)
-    backdrop = draw_backdrop(rng, (size, size))
+    backdrop = paint_backdrop(rng, (size, size))
     return Image.composite(foreground, backdrop, alpha), alpha
 
 

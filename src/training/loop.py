@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from functools import partial
 from itertools import islice
 
+import numpy as np
 import torch
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
@@ -209,7 +210,7 @@ def train_epoch(run, loader, photographs, ending):
         photographs.prepare(run.epoch + 1)
         note_unreadable(run, items["skipped"], len(loader.dataset))
         with memory_advised(len(items["path"]), augment.size):
-            batch = augment.apply(items, backdrops, device)
+            batch = augment.apply(items, backdrops, device, crop_size(run))
             losses.append((train_step(run, batch), batch["path"]))
         run.batch += 1
         if run.has_all_steps():
@@ -221,6 +222,15 @@ def train_epoch(run, loader, photographs, ending):
                 return True
     check_losses(run, losses)
     return False
+
+
+def crop_size(run):
+    """Side of the next step's crops, in multiples of 32 between the settings' bounds; the position
+    alone decides, so that it is the same in all processes and after a resume."""
+    settings = run.settings
+    sizes = range(settings.min_train_size or settings.train_size, settings.train_size + 1, 32)
+    rng = np.random.default_rng([settings.seed, run.epoch, run.batch])
+    return sizes[int(rng.integers(len(sizes)))]
 
 
 def note_unreadable(run, skipped, count):

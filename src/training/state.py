@@ -21,8 +21,8 @@ from src.training.plan import Pace
 WEIGHT_DECAY = 1e-4
 WARM_UP = 0.03  # share of all steps over which the cosine schedule's rate rises
 # Settings that decide the weights; --workers, --time-limit and the like do not.
-DECISIVE = ("seed", "epochs", "epoch_samples", "hours", "lr", "train_size", "train_batch",
-            "crop_scale", "predict_size", "schedule", "ema", "amp", "batch_norm")
+DECISIVE = ("seed", "epochs", "epoch_samples", "hours", "lr", "train_size", "min_train_size",
+            "train_batch", "crop_scale", "predict_size", "schedule", "ema", "amp", "batch_norm")
 UNPLANNED_RISE = 1000  # steps over which the rate rises as long as nobody knows how many there are
 
 

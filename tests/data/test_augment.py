@@ -130,3 +130,18 @@ def test_reduced_images_are_no_smaller_than_the_smallest_crop(kernel):
     for size, low in ((320, 0.7), (512, 0.5), (64, 1.0), (256, 0.3)):
         side = kernel.JointAugment(size, (low, 1.0)).source_side
         assert side * low >= size and side % 32 == 0 and (side - 32) * low < size
+
+
+def test_a_batch_can_be_smaller_than_the_largest(kernel):
+    """The same crop at half the size: the mean of each 2x2 pixels, but for resampling."""
+    augment = kernel.JointAugment(128, (1.0, 1.0), p_color=0, p_rotate=0)
+    y, x = np.mgrid[:128, :128]
+    smooth = np.stack([x, y, 128 - x, 255 * (np.hypot(x - 64, y - 64) < 40)], axis=2)
+    item = {"layers": torch.from_numpy(smooth.astype(np.uint8)), "is_cutout": torch.tensor(False),
+            **augment.draw(128, 128, np.random.default_rng(0)), **kernel.no_surroundings()}
+    items = torch.utils.data.default_collate([{**item, "path": "a"}])
+    whole = augment.apply(items, [], "cpu")
+    half = augment.apply(items, [], "cpu", 64)
+    assert half["img"].shape == (1, 3, 64, 64) and half["mask"].shape == (1, 1, 64, 64)
+    reduced = torch.nn.functional.avg_pool2d(whole["img"], 2)
+    assert (half["img"] - reduced).abs().max() < 0.02

@@ -31,7 +31,7 @@ def test_an_image_is_its_foreground_over_its_backdrop(kernel):
     image, alpha = kernel.draw_pair(np.random.default_rng(1), size=128)
     rng = np.random.default_rng(1)
     layers = (kernel.draw_alpha(rng, 128), kernel.smooth_colours(rng, (128, 128), cells=5),
-              kernel.draw_backdrop(rng, (128, 128)))
+              kernel.paint_backdrop(rng, (128, 128)))
     opacity, foreground, backdrop = (np.asarray(layer, float) for layer in layers)
     assert np.array_equal(opacity, alpha)
     opacity = opacity[..., None] / 255

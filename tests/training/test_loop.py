@@ -290,3 +290,18 @@ def test_an_unreadable_pair_is_skipped_counted_and_listed(kernel, tmp_path, caps
     (tmp_path / "images" / "train4.png").write_bytes(b"")
     with pytest.raises(kernel.UserError, match="2 of 24 training pairs cannot be read"):
         train(kernel, data, tmp_path / "other", epochs=1, train_batch=8)
+
+
+def test_each_step_takes_a_size_from_its_position(kernel, small_data, tmp_path, monkeypatch):
+    seen = []
+    apply = kernel.JointAugment.apply
+
+    def noted(self, batch, photographs, device, size=None):
+        seen.append(size)
+        return apply(self, batch, photographs, device, size)
+
+    monkeypatch.setattr(kernel.JointAugment, "apply", noted)
+    train(kernel, small_data, tmp_path / "a", epochs=3, train_size=96, min_train_size=64)
+    first, seen[:] = list(seen), []
+    train(kernel, small_data, tmp_path / "b", epochs=3, train_size=96, min_train_size=64)
+    assert seen == first and set(filter(None, first)) == {64, 96}
