@@ -1,16 +1,20 @@
 """Every knob once: default, flag, help, validation.
 
-A field of `Settings` is the flag of the same name (`train_size` is `--train-size`), the default
-that `python build.py --set train_size=768` replaces, and the name the code uses. This module
-needs the standard library only, so that build.py can check what it bakes in.
+A field of `Settings` is the flag of the same name: `train_size` is `--train-size`. This module
+needs the standard library only, so that build.py can check what `--set` asks for.
 """
 
 import argparse
 import math
+import sys
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+
+# A Kaggle script gets no arguments. Write flags here, like ["--mode=train", "--epochs=30"], or let
+# `python build.py --set mode=train --set epochs=30` do so. The same flag on a command line wins.
+ARGUMENTS = []
 
 HELP_WIDTH = 100  # columns
 PICTURES = ("masks", "cutouts")  # kinds of pictures, and the folders of the results that hold them
@@ -214,43 +218,23 @@ def default_text(value):
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def settings_of(values):
-    """`Settings` of what argparse has parsed"""
-    return Settings(**{name: tuple(value) if isinstance(value, list) else value
-                       for name, value in vars(values).items()})
-
-
 def parse_settings(argv=None):
-    """Settings from the command line (`sys.argv[1:]` when argv is None).
+    """Settings from ARGUMENTS and the command line (`sys.argv[1:]` when argv is None).
 
     Exits with status 2 and one sentence on standard error when a flag or its value is wrong.
     """
     parser = command_line()
-    values, unknown = parser.parse_known_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    values, unknown = parser.parse_known_args([*ARGUMENTS, *argv])
     if unknown:
         flags = [flag_of(item.name) for item in fields(Settings)]
         near = get_close_matches(unknown[0].split("=")[0], flags, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         parser.error(f"unknown argument {unknown[0]}{hint}")
-    settings = settings_of(values)
+    settings = Settings(**{name: tuple(value) if isinstance(value, list) else value
+                           for name, value in vars(values).items()})
     try:
         check_settings(settings)
     except ValueError as error:
         parser.error(str(error))
-    return settings
-
-
-def settings_from(values):
-    """Settings from {field name: text}, as build.py --set gives them.
-
-    Raises ValueError with one sentence that names the setting.
-    """
-    parser = command_line()
-    parser.exit_on_error = False
-    argv = [f"{flag_of(name)}={text}" for name, text in values.items()]
-    try:
-        settings = settings_of(parser.parse_args(argv))
-    except argparse.ArgumentError as error:
-        raise ValueError(str(error)) from None
-    check_settings(settings)
     return settings

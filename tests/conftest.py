@@ -37,7 +37,7 @@ keep_freed_memory()  # as every run of the kernel does; the suite takes half the
 def load_modules():
     """Every top-level name of the bundled modules in one namespace, as they live in the bundle."""
     names = {}
-    for each in build.order_modules(ROOT, {}):
+    for each in build.order_modules(ROOT):
         module = importlib.import_module(f"src.{each.name}")
         names.update({k: v for k, v in vars(module).items() if not k.startswith("__")})
     return SimpleNamespace(**names)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from conftest import set_module
 
 def test_every_flag_of_the_contract_is_there(kernel, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -39,3 +40,28 @@ def test_impossible_settings_are_refused_in_one_sentence(kernel, capsys, argumen
         kernel.parse_settings(arguments)
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert stop.value.code == 2 and named in last
+
+
+@pytest.mark.parametrize("written, flags, name, value", [
+    (["--epochs=30", "--mode=train"], [], "epochs", 30),
+    (["--epochs=30", "--mode=train"], ["--epochs", "3"], "epochs", 3),
+    (["--epochs=30", "--mode=train"], ["--epochs", "3"], "mode", "train"),
+    (["--checkpoint", "a.pth", "b.pth"], [], "checkpoint", (Path("a.pth"), Path("b.pth"))),
+    (["--checkpoint", "a.pth", "b.pth"], ["--checkpoint", "c.pth"], "checkpoint",
+     (Path("c.pth"),)),
+    (["--checkpoint=a.pth"], ["--checkpoint", "b.pth", "c.pth"], "checkpoint",
+     (Path("b.pth"), Path("c.pth"))),
+    (["--checkpoint=a.pth"], ["photo.jpg"], "pictures", (Path("photo.jpg"),)),
+])
+def test_the_command_line_wins_over_arguments(kernel, monkeypatch, written, flags, name, value):
+    set_module(kernel, monkeypatch, "ARGUMENTS", written)
+    assert getattr(kernel.parse_settings(flags), name) == value
+    monkeypatch.setattr("sys.argv", ["main.py", *flags])
+    assert getattr(kernel.parse_settings(), name) == value
+
+
+def test_arguments_are_checked_as_a_command_line_is(kernel, monkeypatch, capsys):
+    set_module(kernel, monkeypatch, "ARGUMENTS", ["--epoch=3"])
+    with pytest.raises(SystemExit):
+        kernel.parse_settings([])
+    assert "unknown argument --epoch=3; did you mean --epochs?" in capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_every_attached_checkpoint_of_this_project_counts(weights, tmp_path, cap
     for name in ("ours", "other", "published"):
         (attached / name).mkdir(parents=True)
         (attached / name / f"{name}.pth").write_bytes(weights[name].read_bytes())
-    settings = BUNDLE.settings_from({"ensemble": "true"})
+    settings = BUNDLE.parse_settings(["--ensemble=true"])
     inputs = BUNDLE.find_inputs(settings, attached)
     found = {path.stem for path in (inputs.checkpoint, *inputs.others)}
     assert found == {"ours", "other", "published"}

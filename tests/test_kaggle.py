@@ -251,14 +251,15 @@ def kaggle_input(folder, *, pairs=False, weights=None):
 
 
 def kaggle_run(root, out, before="true", **settings):
-    """The finished run of a script with these settings baked in, in a place like Kaggle's.
+    """The finished run of a script built with these settings, in a place like Kaggle's.
 
     before: what the shell does there first.
     """
     out.mkdir()
     script = out.with_suffix(".py")
-    baked = {name: text for name, text in {**QUICK, **settings}.items() if text}
-    script.write_text(build.bundle(ROOT, baked))
+    script.write_text(build.bundle(ROOT, [
+        build.parse_setting(f"{name}={text}") for name, text in {**QUICK, **settings}.items()
+        if text]))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(
         ["unshare", "-n", "-m", "-u", "sh", "-c", KAGGLE_RUN, "sh", root, out, script,

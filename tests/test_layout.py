@@ -1,6 +1,5 @@
 """src/ is read from top to bottom: a folder imports only from those before it on the way."""
 
-import ast
 import subprocess
 import sys
 
@@ -9,17 +8,16 @@ import pytest
 import build
 from conftest import ROOT
 
-ORDER = ("config", "runtime", "inputs", "data", "network", "training", "prediction", "results",
-         "tools", "main")
+ORDER = (*build.CHAPTERS[:-1], "tools", "main")  # the tools stay out of the script
 
 
 def imports_of(root):
     """Yields (file and line, folder or module of src/ that imports, the one it imports from)."""
     for path in sorted((root / "src").rglob("*.py")):
         name = ".".join(path.relative_to(root / "src").with_suffix("").parts)
-        module = build.Module(name, "", ast.parse(path.read_text("utf-8")))
-        for node in ast.walk(module.tree):
-            if isinstance(node, ast.ImportFrom) and (wanted := build.imported_module(module, node)):
+        module = build.read_module(root, name)
+        for node, wanted in module.imports:
+            if wanted is not None:
                 yield f"{module.file}:{node.lineno}", module.chapter, wanted.split(".")[0]
 
 
