@@ -69,9 +69,6 @@ class Settings:
     limit: int | None = knob(
         None, "run", "only the first N rows of each CSV and N test images", minimum=1, type=int)
     seed: int = knob(42, "run", "the same seed and data give the same result", minimum=0)
-    network: str = knob(
-        "auto", "run", "u2netp, u2net (44 M), auto: the checkpoint's, else u2netp",
-        choices=("auto", "u2netp", "u2net"))
     device: str = knob("auto", "run", "auto, cpu, cuda, cuda:1, ...")
     amp: str = knob(
         "auto", "run", "of training: auto (what the device is fast at), off, fp16, bf16",
@@ -144,9 +141,6 @@ class Settings:
     ema: int = knob(
         1000, "training", "half-life in samples of the weights' moving average; 0: none",
         minimum=0)
-    batch_norm: str = knob(
-        "auto", "training", "trained, frozen, auto (frozen when it starts from a checkpoint)",
-        choices=("auto", "trained", "frozen"))
     save_minutes: float = knob(
         10.0, "training", "minutes between saves of last.pth, from which a killed run resumes",
         minimum=0.0)
@@ -182,8 +176,6 @@ def check_settings(settings):
                          f"{settings.train_size}")
     if settings.hours is not None and settings.epochs is not None:
         raise ValueError("--hours, --epochs: both say how long to train; take one of them")
-    if settings.amp == "fp16" and settings.device == "cpu":
-        raise ValueError("--amp fp16: a CPU computes in float32 or bf16; take --amp off or bf16")
 
 
 def flag_of(name):

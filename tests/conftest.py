@@ -23,6 +23,7 @@ tempfile.tempdir = None
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 import build
@@ -64,6 +65,19 @@ def set_module(kernel, monkeypatch, name, value):
     for module in list(sys.modules.values()):
         if getattr(module, name, None) is original:
             monkeypatch.setattr(module, name, value)
+
+
+class EchoRed(torch.nn.Module):
+    """A network whose matte is the red channel."""
+
+    def matte(self, x):
+        return x[:, :1] / 2 + 0.5
+
+
+def plain_predictor(kernel, network, size=64, **recipe):
+    """A Predictor that does nothing beside the network, unless told to."""
+    recipe = kernel.Recipe(size, **{"refine": False, **recipe})
+    return kernel.Predictor(kernel.views_of(network, recipe), recipe)
 
 
 def draw(path, array):

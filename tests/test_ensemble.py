@@ -10,6 +10,7 @@ from conftest import draw, load_bundle
 
 BUNDLE = load_bundle()
 RECIPE = {"predict_size": 32, "flip": False, "refine": True, "calibration": "none"}
+VIEWS = {"ours": 1, "other": 2, "published": 1, "large": 1}
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +54,15 @@ def predict(weights, tmp_path, monkeypatch, capfd):
 
 @pytest.mark.parametrize("names", [
     ("ours", "other"), ("ours", "large"), ("ours", "published", "other")])
-def test_masks_are_the_mean_of_the_members(predict, names):
+def test_masks_are_the_mean_of_all_views(predict, names):
     """Each with its own network, size and mirroring; without a recipe by the default one."""
     status, masks, said = predict(*names)
     alone = [predict(name, flags=("--mode", "predict", "--predict-size", "32")
                      if name == "published" else ())[1] for name in names]
     assert status == 0 and said.count("averaged with:") == len(names) - 1
     for mean, *own in zip(masks, *alone):
-        assert np.abs(mean - np.mean(own, axis=0)).max() <= 1
+        expected = np.average(own, axis=0, weights=[VIEWS[name] for name in names])
+        assert np.abs(mean - expected).max() <= 1
     assert any((np.array(own[0]) != own[1]).any() for own in zip(*alone))
 
 
@@ -86,18 +88,15 @@ def test_every_attached_checkpoint_of_this_project_counts(weights, tmp_path, cap
     for name in ("ours", "other", "published"):
         (attached / name).mkdir(parents=True)
         (attached / name / f"{name}.pth").write_bytes(weights[name].read_bytes())
-    settings = BUNDLE.parse_settings(["--ensemble=true"])
-    inputs = BUNDLE.find_inputs(settings, attached)
+    inputs = BUNDLE.find_inputs(BUNDLE.parse_settings(["--ensemble=true"]), attached)
     found = {path.stem for path in (inputs.checkpoint, *inputs.others)}
     assert found == {"ours", "other", "published"}
-    paths = [attached / name / f"{name}.pth" for name in ("ours", "other", "published")]
-    inputs = dataclasses.replace(inputs, checkpoint=paths[0], others=tuple(paths[1:]))
-    first = BUNDLE.read_checkpoint(paths[0])
-    predictor = BUNDLE.make_predictor(
-        BUNDLE.network_of(first), BUNDLE.read_recipe(first, 320), BUNDLE.Machine())
-    ensemble = BUNDLE.with_others(predictor, first, inputs, settings, None)
-    assert [each.recipe.predict_size for each in ensemble.members] == [32, 64]
-    assert f"{paths[2]} is left out: it has no recipe" in capsys.readouterr().out
-    alone = BUNDLE.find_inputs(BUNDLE.Settings(), attached)
-    assert alone.others == () and BUNDLE.with_others(
-        predictor, first, alone, BUNDLE.Settings(), None) is predictor
+    assert BUNDLE.find_inputs(BUNDLE.Settings(), attached).others == ()
+
+    first, *others = (attached / name / f"{name}.pth" for name in ("ours", "other", "published"))
+    predictor, checkpoint = BUNDLE.load(first, "cpu"), BUNDLE.read_checkpoint(first)
+    together = BUNDLE.with_others(predictor, checkpoint, others, True, None)
+    assert [view.size for view in together.views] == [32, 64, 64]
+    assert together.recipe == dataclasses.replace(predictor.recipe, calibration=None)
+    assert f"{others[1]} is left out: it has no recipe" in capsys.readouterr().out
+    assert BUNDLE.with_others(predictor, checkpoint, (), True, None) is predictor

@@ -1,4 +1,4 @@
-"""Augmentation: what chance decides is drawn by the workers, the pixels are made on the device."""
+"""Augmentation: workers sample its parameters, the device makes the pixels."""
 
 import math
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ GREY = (0.2989, 0.587, 0.114)  # luma of ITU-R BT.601, as in torchvision's adjus
 class JointAugment:
     """Random crop, flip and rotation of image and alpha together, colour of the image alone.
 
-    size: side of the largest result in pixels. crop_scale: the crop's side as a share of the image's
-    shorter side, drawn from this range.
+    size: side of the largest result in pixels. crop_scale: range of the crop's side as a share of
+    the image's shorter side.
     """
 
     size: int
@@ -33,8 +33,8 @@ class JointAugment:
         it, in multiples of 32."""
         return math.ceil(self.size / self.crop_scale[0] / 32) * 32
 
-    def draw(self, width, height, rng):
-        """What chance decides for an image of this size: a dict.
+    def sample(self, width, height, rng):
+        """The random parameters of an image of this size: a dict.
 
         "window": (left, top) of a square as large as the shorter side, which holds the crop; "map":
         float32 [2,3], affine, from the crop's coordinates to the window's, both in -1..1; "colour":
@@ -70,7 +70,7 @@ class JointAugment:
         is_cutout = moved("is_cutout")[:, None, None, None]
         visible = torch.where(is_cutout, layers[:, 3:], 1.0)
         layers[:, :3] *= visible
-        image, alpha = self.sampled(layers, moved("map"), size or self.size).split([3, 1], dim=1)
+        image, alpha = self.resampled(layers, moved("map"), size or self.size).split([3, 1], dim=1)
         if batch["is_cutout"].any():
             backdrop = stretched(batch, photographs, image.shape[2:], device)
             on_backdrop = composited(image, alpha, backdrop, {
@@ -80,7 +80,7 @@ class JointAugment:
         return {"img": image.contiguous(memory_format=torch.channels_last),
                 "mask": alpha.contiguous(), "path": batch["path"]}
 
-    def sampled(self, layers, maps, size):
+    def resampled(self, layers, maps, size):
         """float32 [B,C,H,W] of squares of source_side -> [B,C,size,size], each through its map.
 
         Where a crop may be reduced to less than half, it is sampled more finely and averaged.

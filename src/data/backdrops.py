@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from src.runtime.console import UserError
 from src.runtime.threads import mapped_ahead
 from src.data.images import open_image
+from src.data.pixels import to_picture
 
 P_PHOTOGRAPH = 0.5  # when there are any; else every backdrop is painted
 # Shop pictures stand before white and light grey, which random colours hardly ever hit.
@@ -192,13 +193,7 @@ def paint_backdrop(rng, size):
     """A painted backdrop as an RGB image of size (width, height)."""
     kind = rng.choice(list(PAINTED), p=list(PAINTED.values()))
     tile, tile_map = (torch.from_numpy(each)[None] for each in paint_tile(kind, rng))
-    return image_of(tiled(tile, tile_map, size[::-1])[0])
-
-
-def image_of(pixels):
-    """float32 [3,H,W] in 0..1 -> RGB image"""
-    levels = (pixels.permute(1, 2, 0) * 255).round().to(torch.uint8)
-    return Image.fromarray(levels.numpy())
+    return to_picture(tiled(tile, tile_map, size[::-1])[0])
 
 
 def part_of(photograph, view, size):
@@ -298,7 +293,7 @@ def recomposed(cutout, paths, rng):
     layers = torch.from_numpy(np.array(cutout)).permute(2, 0, 1)[None].float() / 255
     colours, alpha = layers.split([3, 1], dim=1)
     image = composited(colours * alpha, alpha, stretched(batch, photographs, size, "cpu"), batch)
-    return image_of(image[0]), cutout.getchannel("A"), unreadable
+    return to_picture(image[0]), cutout.getchannel("A"), unreadable
 
 
 # ---------------------------------------------------------------- photographs

@@ -36,21 +36,20 @@ class Cache:
         self.folder = folder
         self.is_full = multiprocessing.Value("b", is_full)  # shared with the loader's workers
 
-    def images(self, sources, form, make, encoding):
-        """(RGB image, L alpha) as make() gives them, encoded and decoded again, whether they lie
-        here already or not, so that the pixels do not depend on it.
+    def get(self, sources, form):
+        """(RGB image, L alpha), None where there are none, or damaged ones.
 
-        sources: the files that they are made of; form: what else they depend on, any text;
-        encoding: LOSSY or LOSSLESS, for the image; the alpha is lossless.
+        sources: the files that they are made of; form: what else they depend on, any text.
         """
-        try:
-            path = self.path(sources, form)
-        except OSError:
-            return make()  # which says what is wrong with the file
         with suppress(OSError, ValueError):
-            return unpacked(path.read_bytes())
-        data = packed(*make(), encoding)
-        self.write(path, data)
+            return unpacked(self.path(sources, form).read_bytes())
+
+    def put(self, sources, form, image, alpha, encoding):
+        """(RGB image, L alpha) encoded and decoded again, as `get` will give them, so that the
+        pixels do not depend on the cache's state. encoding: LOSSY or LOSSLESS, for the image."""
+        data = packed(image, alpha, encoding)
+        with suppress(OSError):  # one of the sources has gone since it was read
+            self.write(self.path(sources, form), data)
         return unpacked(data)
 
     def path(self, sources, form):

@@ -7,6 +7,9 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 
+from src.runtime.console import log
+from src.runtime.distributed import barrier
+from src.runtime.processes import rank
 from src.data.backdrops import paint_backdrop, smooth_colours
 
 DEMO_SIZE = 1024  # pixels, as in MAGICK
@@ -17,6 +20,19 @@ def demo_places(folder):
     """Where make_demo puts what, by the names of `Inputs`."""
     return {"train_csv": folder / "train.csv", "val_csv": folder / "val.csv",
             "test_root": folder / "orig_1024"}
+
+
+def show_demo(inputs, seed):
+    """Draw the demonstration set for these `Inputs`, and say loudly that it is one."""
+    log("=" * 72)
+    log("DEMONSTRATION: no data was found, so a small drawn set stands in, in "
+        f"{inputs.test_root.parent}.")
+    log("Its figures say nothing about real images; name yours with --train-csv, --val-csv and")
+    log("--test-root.")
+    log("=" * 72)
+    if rank() == 0:
+        make_demo(inputs.test_root.parent, seed)
+    barrier()
 
 
 def make_demo(folder, seed):

@@ -1,7 +1,8 @@
-"""From an image to its alpha: the network at the recipe's size, then the image's own size."""
+"""From an image to its alpha: the network at the recipe's sizes, then the image's own size."""
 
 import copy
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -10,146 +11,109 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from src.runtime.console import UserError, progress
-from src.runtime.hardware import Machine
+from src.runtime.distributed import shard
+from src.runtime.hardware import Machine, choose_device, machine_for
 from src.runtime.threads import mapped_ahead
-from src.data.datasets import ScoredSet, TestSet, make_loader, share_loader
+from src.data.datasets import whole_pair
+from src.data.images import decoded
+from src.data.pixels import image_tensor, resized
+from src.network.checkpoint import network_of, read_checkpoint
 from src.network.u2net import ConvNormReLU
-from src.prediction.calibration import calibration_of
-from src.prediction.recipe import Recipe
+from src.prediction.calibration import calibrated
+from src.prediction.recipe import Recipe, read_recipe
 from src.prediction.refinement import refine
+
+
+class View(NamedTuple):
+    """One way to look at an image: through a network, at a size, mirrored or not."""
+
+    network: nn.Module
+    size: int
+    mirrored: bool = False
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """A network, the recipe to predict with, and the machine to do it on.
+    """Views whose alphas are averaged. Several sizes, mirroring and several networks are all lists
+    of views; of the recipe, refinement and calibration remain to be done.
 
-    network: anything whose matte(float32 [B,3,h,w] in [-1,1]) is an alpha [B,1,h,w] in [0,1].
+        alpha = load("kernel/weights/u2netp_alpha.pth").alpha(Image.open("photo.jpg"))
+
+    A view's network is anything whose matte(float32 [B,3,h,w] in [-1,1]) is an alpha [B,1,h,w] in
+    [0,1].
     """
 
-    network: nn.Module
+    views: tuple[View, ...]
     recipe: Recipe
-    machine: Machine
+    machine: Machine = Machine()
+
+    def with_recipe(self, **changes):
+        """The same networks and machine with some of the recipe's values changed."""
+        recipe = replace(self.recipe, **changes)
+        networks = dict.fromkeys(view.network for view in self.views)
+        views = self.views if changes.keys() <= {"refine", "calibration"} else tuple(
+            view for network in networks for view in views_of(network, recipe))
+        return replace(self, recipe=recipe, views=views)
+
+    def alpha(self, image):
+        """float32 [H,W] in [0,1] of a PIL image of any mode."""
+        rgb = decoded(image).convert("RGB")
+        return next(self.alphas([("the image", rgb, None)]))[1]
+
+    def alphas(self, items):
+        """Yields (image, alpha [H,W] in [0,1], more) for each (name, RGB image, more), in order.
+
+        Threads bring the alphas to full size behind the network, so that it need not wait. Where
+        the image is None, so is the alpha.
+        """
+        def finished(item):
+            image, small, more = item
+            return image, image and self.full_alpha(image, small), more
+
+        small = ((image, image and self.small_alphas(name, image), more)
+                 for name, image, more in items)
+        yield from mapped_ahead(finished, small)
+
+    def small_alphas(self, name, image):
+        """[(the network's input, [alpha of each view that has it])], float32 [1,3,size,size] and
+        [1,1,size,size]"""
+        inputs = network_inputs(image, self.sizes)
+        return [(inputs[size], [once(view, inputs[size], self.machine, name)
+                                for view in self.views if view.size == size])
+                for size in self.sizes]
+
+    def full_alpha(self, image, small):
+        """The mean of all views' alphas, [H,W] in [0,1] of an RGB image's own size"""
+        full = [at_full_size(mean_of(alphas), inputs, image, self.recipe.refine)
+                * (len(alphas) / len(self.views)) for inputs, alphas in small]
+        return calibrated(sum(full[1:], start=full[0]), self.recipe.calibration)
 
     @property
     def sizes(self):
-        """The sides of the network's input"""
-        return self.recipe.sizes
-
-    @property
-    def recipes(self):
-        """The recipes of all networks, each with the calibration of the whole"""
-        return (self.recipe,)
-
-    def with_recipe(self, **changes):
-        """The same network and machine with some of the recipe's values changed."""
-        return replace(self, recipe=replace(self.recipe, **changes))
-
-    def calibrated(self, alpha):
-        """float [H,W] in [0,1] -> the same through the recipe's calibration"""
-        return calibration_of(self.recipe)(alpha)
-
-    @torch.inference_mode()
-    def once(self, batch, size, mirrored=False):
-        """alpha, float32 [B,1,size,size] in [0,1] on the CPU, of batch["img"][size], float32
-        [B,3,size,size] in [-1,1].
-
-        mirrored: predict the mirror image, and mirror the result back. In float32 on every device:
-        bf16's 8 bits are enough to learn with but not to predict with (with batch norms folded they
-        doubled the validation MSE of a fine-tuned network, 0.0082 to 0.0156), and a network of 1.1
-        million parameters gains little time from fp16. Raises UserError, naming the image, for a
-        prediction that is NaN or infinite.
-        """
-        images = batch["img"][size].flip(3) if mirrored else batch["img"][size]
-        alpha = self.network.matte(self.machine.to_device(images)).cpu()
-        if not torch.isfinite(alpha).all():
-            names = batch["name"] if "name" in batch else batch["path"]
-            raise UserError(f"{', '.join(names)}: the network predicts NaN or infinite alpha; "
-                            "train with a lower --lr, or take another checkpoint")
-        return alpha.flip(3) if mirrored else alpha
-
-    def small_alphas(self, batch):
-        """[(size, alpha [B,1,size,size])] of the recipe's sizes, mirrored too if it says so"""
-        alphas = []
-        for size in self.sizes:
-            alpha = self.once(batch, size)
-            if self.recipe.flip:
-                alpha = (alpha + self.once(batch, size, mirrored=True)) / 2
-            alphas.append((size, alpha))
-        return alphas
-
-    def full_alpha(self, batch, small_alphas):
-        """The mean of the small alphas of a batch of one image, [H,W] in [0,1] of its own size"""
-        return mean_of([at_full_size(alpha, batch["img"][size], batch["full"], self.recipe.refine)
-                        for size, alpha in small_alphas])
-
-    def alphas(self, loader, title, done=0):
-        """Yields (batch, alpha [H,W] in [0,1]) for each image of a loader, before calibration.
-
-        Loader workers decode ahead, and threads bring the alphas to full size behind the network,
-        so that it need not wait.
-        """
-        small = ((batch, self.small_alphas(batch))
-                 for batch in progress(loader, title, done, "image"))
-        yield from mapped_ahead(lambda item: (item[0], self.full_alpha(*item)), small)
-
-    def masks(self, tests, done=0):
-        """Yields (name, uint8 mask [H,W] of the image's own size, "" or why the mask is blank).
-
-        tests: list of TestImage, of which the first `done` are left out.
-        """
-        calibrate = calibration_of(self.recipe)
-        loader = make_loader(TestSet(tests[done:], self.sizes), 1, self.machine)
-        for batch, alpha in self.alphas(loader, "predict", done):
-            problem = batch["problem"][0]
-            yield batch["name"][0], to_uint8(calibrate(alpha) * (not problem)), problem
+        """The different sides of the networks' inputs"""
+        return tuple(dict.fromkeys(view.size for view in self.views))
 
     def validation(self, pairs):
-        """Yields (image, prediction, truth, path) of this process's share of the validation pairs.
+        """Yields (path, image, alpha, truth) of this process's share of the validation pairs.
 
-        image: float32 [3,size,size] in [-1,1]; prediction, before calibration, and truth: float32
-        arrays [H,W] in [0,1] of the image's own size, where the competition compares them.
+        image: RGB; alpha and truth: float32 arrays [H,W] in [0,1] of the image's own size, where
+        the competition compares them.
         """
-        loader = share_loader(ScoredSet(pairs, self.sizes), 1, self.machine)
-        for batch, alpha in self.alphas(loader, "predict val"):
-            yield batch["img"][self.sizes[0]][0], alpha, truth_of(batch), batch["path"][0]
+        def opened(index):
+            image, alpha, _ = whole_pair(pairs, index)
+            return pairs[index][0], image, (pairs[index][0], np.asarray(alpha, np.float32) / 255)
+
+        indices = progress(shard(range(len(pairs))), "predict val", unit="image")
+        for image, alpha, (path, truth) in self.alphas(mapped_ahead(opened, indices)):
+            yield path, image, alpha, truth
 
 
-@dataclass(frozen=True)
-class Ensemble(Predictor):
-    """The mean of several predictors' alphas; its own recipe is for the calibration alone.
-
-    network: a ModuleList of the members' networks.
-    """
-
-    members: tuple[Predictor, ...] = ()
-
-    @property
-    def sizes(self):
-        return tuple(dict.fromkeys(size for each in self.members for size in each.sizes))
-
-    @property
-    def recipes(self):
-        own = {"calibration": self.recipe.calibration, "curve": self.recipe.curve}
-        return tuple(replace(each.recipe, **own) for each in self.members)
-
-    def with_recipe(self, **changes):
-        own = {name: changes.pop(name) for name in ("calibration", "curve") if name in changes}
-        return replace(self, recipe=replace(self.recipe, **own),
-                       members=tuple(each.with_recipe(**changes) for each in self.members))
-
-    def small_alphas(self, batch):
-        return [each.small_alphas(batch) for each in self.members]
-
-    def full_alpha(self, batch, small_alphas):
-        return mean_of([member.full_alpha(batch, alphas)
-                        for member, alphas in zip(self.members, small_alphas)])
-
-
-def make_ensemble(members):
-    """The `Ensemble` of predictors on one machine"""
-    members = tuple(members)
-    networks = nn.ModuleList(each.network for each in members)
-    return Ensemble(networks, Recipe(), members[0].machine, members)
+def load(path, device="auto"):
+    """The `Predictor` of a checkpoint by its own recipe. Raises UserError, naming the file, when it
+    holds no weights of U2-Net or U2-NetP."""
+    checkpoint = read_checkpoint(path)
+    machine = machine_for(choose_device(device), "off", None)
+    return make_predictor(network_of(checkpoint), read_recipe(checkpoint, 320), machine)
 
 
 def make_predictor(model, recipe, machine):
@@ -161,29 +125,53 @@ def make_predictor(model, recipe, machine):
             module.conv_s1 = fuse_conv_bn_eval(module.conv_s1, module.bn_s1)
             module.bn_s1 = nn.Identity()
     network = network.to(machine.device, memory_format=torch.channels_last)
-    return Predictor(network, recipe, machine)
+    return Predictor(views_of(network, recipe), recipe, machine)
+
+
+def views_of(network, recipe):
+    """The views of one network that a recipe names"""
+    return tuple(View(network, size, mirrored) for size in recipe.sizes
+                 for mirrored in (False, True)[:1 + recipe.flip])
+
+
+def network_inputs(image, sizes):
+    """{size: float32 [1,3,size,size] in [-1,1]} of an RGB image"""
+    return {size: image_tensor(resized(image, size))[None] for size in sizes}
+
+
+@torch.inference_mode()
+def once(view, inputs, machine, name):
+    """A view's alpha, float32 [1,1,size,size] in [0,1] on the CPU, of inputs as `network_inputs`
+    gives them.
+
+    In float32 on every device: bf16's 8 bits are enough to learn with but not to predict with (with
+    batch norms folded they doubled the validation MSE of a fine-tuned network, 0.0082 to 0.0156),
+    and a network of 1.1 million parameters gains little time from fp16. Raises UserError, naming
+    the image, for a prediction that is NaN or infinite.
+    """
+    alpha = view.network.matte(machine.to_device(inputs.flip(3) if view.mirrored else inputs)).cpu()
+    if not torch.isfinite(alpha).all():
+        raise UserError(f"{name}: the network predicts NaN or infinite alpha; train with a lower "
+                        "--lr, or take another checkpoint")
+    return alpha.flip(3) if view.mirrored else alpha
 
 
 def mean_of(alphas):
     return sum(alphas[1:], start=alphas[0]) / len(alphas)
 
 
-def truth_of(batch):
-    """The true alpha of a ScoredSet's batch of one, float32 [H,W] in [0,1]"""
-    return batch["truth"][0].numpy().astype(np.float32) / 255
+@torch.inference_mode()
+def at_full_size(alpha, inputs, image, refined):
+    """An alpha, float32 [1,1,h,w], as an array [H,W] in [0,1] of its RGB image's size.
 
-
-def at_full_size(alpha, small, full, refined):
-    """The alpha of one image, float32 [1,1,h,w], as an array [H,W] in [0,1] of the image's size.
-
-    small: float32 [1,3,h,w] in [-1,1]; full: uint8 [1,H,W,3]. `refined` lets edges follow the
-    image; it does nothing where the image is not larger than the network's input.
+    inputs: the image as the network saw it, float32 [1,3,h,w] in [-1,1]. `refined` lets edges
+    follow the image; it does nothing where the image is not larger than the network's input.
     """
-    height, width = full.shape[1:3]
-    if refined and height > alpha.shape[2] and width > alpha.shape[3]:
-        guide = full.permute(0, 3, 1, 2).float() / 255
-        return refine(alpha, (small + 1) / 2, guide)[0, 0].numpy()
-    return resize_alpha(alpha, width, height)[0, 0].numpy()
+    height, width = alpha.shape[2:]
+    if refined and image.height > height and image.width > width:
+        full = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+        return refine(alpha, (inputs + 1) / 2, full)[0, 0].numpy()
+    return resize_alpha(alpha, image.width, image.height)[0, 0].numpy()
 
 
 def resize_alpha(alpha, width, height):
@@ -193,8 +181,3 @@ def resize_alpha(alpha, width, height):
     return F.interpolate(
         alpha, size=(height, width), mode="bicubic", align_corners=False, antialias=True
     ).clamp(0, 1)
-
-
-def to_uint8(alpha):
-    """float [H,W] in [0,1] -> uint8, rounded: truncating would lose half a level everywhere."""
-    return np.rint(alpha * 255).astype(np.uint8)

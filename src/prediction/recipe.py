@@ -2,9 +2,9 @@
 
 from dataclasses import asdict, dataclass, fields
 
-from src.runtime.console import UserError
+from src.runtime.console import UserError, log
 
-CALIBRATIONS = ("none", "notebook", "fitted")
+CALIBRATIONS = ("none", "notebook")
 SIZES = range(32, 4097)  # pixels
 WAY_OUT = "take another checkpoint, or save its weights alone"
 
@@ -15,9 +15,8 @@ class Recipe:
 
     predict_size: side of the network's input in pixels, or a tuple of them to average over. flip:
     average the alphas of the image and its mirror image. refine: let edges follow the full-size
-    image (refinement.py). calibration: "none", "notebook" or "fitted" (calibration.py); None while
-    validation data have chosen nothing. curve: for "fitted", alpha at equal steps of the prediction
-    from 0 to 1.
+    image (refinement.py). calibration: "none" or "notebook" (calibration.py); None while validation
+    data have chosen nothing.
 
     The defaults are for weights that come without a recipe: refinement lowered the MSE of every
     network and size it was tried with, at 20 ms an image; mirroring helps less and doubles the
@@ -28,13 +27,16 @@ class Recipe:
     flip: bool = False
     refine: bool = True
     calibration: str | None = None
-    curve: tuple[float, ...] | None = None
 
     @property
     def sizes(self):
         """The sides of the network's input, as a tuple"""
         several = isinstance(self.predict_size, tuple)
         return self.predict_size if several else (self.predict_size,)
+
+    def __str__(self):
+        return (f"size {'+'.join(map(str, self.sizes))}{', mirrored' * self.flip}"
+                f"{', refined' * self.refine}, calibration {self.calibration or 'open'}")
 
 
 def read_recipe(checkpoint, size):
@@ -47,12 +49,13 @@ def read_recipe(checkpoint, size):
         raise UserError(f"{checkpoint.path}: its recipe is {stored!r}, not a dict; {WAY_OUT}")
     known = {"predict_size": size, **{item.name: stored[item.name] for item in fields(Recipe)
                                       if item.name in stored}}
+    if known.get("calibration") == "fitted":  # by earlier versions
+        log(f"{checkpoint.path}: its calibration curve is ignored")
+        known["calibration"] = "none"
     for name, (makes_sense, wanted) in CHECKS.items():
         if name in known and not makes_sense(known[name]):
             raise UserError(f"{checkpoint.path}: its recipe has {name} "
-                            f"{shortened_repr(known[name])} instead of {wanted}; {WAY_OUT}")
-    if known.get("calibration") == "fitted" and not known.get("curve"):
-        raise UserError(f"{checkpoint.path}: its recipe is fitted but has no curve; {WAY_OUT}")
+                            f"{known[name]!r:.40} instead of {wanted}; {WAY_OUT}")
     return Recipe(**{name: tuple(value) if isinstance(value, list) else value
                      for name, value in known.items()})
 
@@ -63,27 +66,12 @@ def are_sizes(value):
     return len(sides) > 0 and all(type(side) is int and side in SIZES for side in sides)
 
 
-def is_curve(value):
-    """Whether this is None, or a list of at least two rising numbers from 0 to 1."""
-    if value is None:
-        return True
-    return (isinstance(value, (list, tuple)) and len(value) > 1
-            and all(isinstance(each, (int, float)) for each in value)
-            and all(0 <= a <= b <= 1 for a, b in zip(value, value[1:])))
-
-
-CHECKS = {  # of a stranger's recipe: whether a value makes sense, and what would
+CHECKS = {  # of a stranger's recipe: whether a value makes sense, and the values that do
     "predict_size": (are_sizes, f"a whole number from {SIZES[0]} to {SIZES[-1]}"),
     "flip": (lambda value: isinstance(value, bool), "True or False"),
     "refine": (lambda value: isinstance(value, bool), "True or False"),
     "calibration": (lambda value: value in (None, *CALIBRATIONS), " or ".join(CALIBRATIONS)),
-    "curve": (is_curve, "rising numbers from 0 to 1"),
 }
-
-
-def shortened_repr(value):
-    text = repr(value)
-    return text if len(text) < 40 else text[:40] + "…"
 
 
 def stored_form(recipe):

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from src.data.pixels import box_mean
+
 RADIUS, EPSILON = 4, 1e-4  # pixels of the small matte; squared levels of an image in [0,1]
 
 
@@ -23,13 +25,6 @@ def refine(alpha, small, image, radius=RADIUS, epsilon=EPSILON):
     model = box_mean(torch.cat((slope, offset), dim=1), radius)
     model = F.interpolate(model, size=image.shape[2:], mode="bilinear", align_corners=False)
     return ((model[:, :3] * image).sum(dim=1, keepdim=True) + model[:, 3:]).clamp(0, 1)
-
-
-def box_mean(x, radius):
-    """Mean over the (2 radius + 1)^2 window of each pixel that lies in the image: [B,C,H,W]"""
-    for window, padding in (((1, 2 * radius + 1), (0, radius)), ((2 * radius + 1, 1), (radius, 0))):
-        x = F.avg_pool2d(x, window, stride=1, padding=padding, count_include_pad=False)
-    return x
 
 
 def colour_variances(image, mean, radius, epsilon):

@@ -6,9 +6,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from src.runtime.files import replacing
-from src.data.backdrops import image_of
-from src.data.images import open_image
-from src.prediction.refinement import box_mean
+from src.data.pixels import box_mean, to_picture
 
 PASSES = ((4, 5), (2, 2))  # how many times smaller the means are taken, and their radius
 
@@ -34,7 +32,7 @@ def foreground(image, alpha):
         means = F.interpolate(means, size=alpha.shape[2:], mode="bilinear", align_corners=False)
         front, back = means.split(3, dim=1)
         front = (front + alpha * (image - alpha * front - (1 - alpha) * back)).clamp_(0, 1)
-    return np.array(image_of((front * (alpha > 0))[0]))
+    return np.array(to_picture((front * (alpha > 0))[0]))
 
 
 def cut_out(image, mask):
@@ -44,13 +42,18 @@ def cut_out(image, mask):
     return picture
 
 
-def save_pictures(out, kinds, test, mask):
+def save_pictures(out, kinds, name, image, mask):
     """Write masks/NAME.png and cutouts/NAME.png below `out`, as far as they are among the kinds.
 
-    test: `TestImage`; mask: uint8 [H,W] of its size. Names may have folders in them.
+    image: RGB; mask: uint8 [H,W] of its size. Names may have folders in them. Returns "", or why a
+    picture could not be written.
     """
     mask = Image.fromarray(mask)
-    for kind in kinds:
-        picture = mask if kind == "masks" else cut_out(open_image(test.path, "RGB"), mask)
-        with replacing(out / kind / f"{test.name}.png") as part:
-            picture.save(part, format="PNG", compress_level=3)
+    try:
+        for kind in kinds:
+            picture = mask if kind == "masks" else cut_out(image, mask)
+            with replacing(out / kind / f"{name}.png") as part:
+                picture.save(part, format="PNG", compress_level=3)
+    except (OSError, ValueError) as error:
+        return f"its picture cannot be written ({getattr(error, 'strerror', None) or error})"
+    return ""

@@ -1,23 +1,90 @@
-"""Mask <-> PNG <-> base64 <-> CSV, and the check that Kaggle would make."""
+"""Test images to rows: mask -> PNG -> base64 -> CSV, and back."""
 
 import base64
 import csv
 import io
-from contextlib import ExitStack
-from itertools import zip_longest
+import math
+from collections import Counter
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from src.runtime.console import UserError
+from src.runtime.console import UserError, progress
+from src.runtime.distributed import all_gather, shard
 from src.runtime.files import replacing
 from src.runtime.processes import rank, world_size
 from src.runtime.threads import mapped_ahead
-from src.data.images import declared_size
+from src.data.images import declared_size, open_image
+from src.data.pixels import to_uint8
+from src.results.pictures import save_pictures
 
 HEADER = ("filename", "image_utf")
-csv.field_size_limit(2**31 - 1)  # a mask is one field
+DEFAULT_SIZE = (1024, 1024)  # pixels, MAGICK's, of a mask whose image says nothing of its own
+
+
+def predict_tests(predictor, tests, kinds, out, csv_path, stop):
+    """Predict this process's share of the `TestImage`s; write pictures of these kinds below `out`,
+    and the rows of all processes, in order, to the CSV, if its path is not None.
+
+    Returns [(name, reason)] of the images with a problem. One that cannot be read has a blank mask
+    of its declared size, else of the commonest, and no pictures.
+    """
+    def opened(test):
+        try:
+            if test.path is None:
+                raise UserError("there is no such image")
+            return test.name, open_image(test.path, "RGB"), (test, "")
+        except UserError as error:
+            return test.name, None, (test, str(error))
+
+    def finished(item):
+        image, alpha, (test, problem) = item
+        if image is None:
+            width, height = (test.path and declared_size(test.path)) or usual
+            mask = np.zeros((height, width), np.uint8)
+        else:
+            mask = to_uint8(alpha)
+            problem = save_pictures(out, kinds, test.name, image, mask)
+        return test.name, encode_mask(mask) if csv_path else "", problem
+
+    out.mkdir(parents=True, exist_ok=True)
+    usual = commonest_size(tests)
+    share = progress(shard(tests), "predict", unit="image")
+    items = stop.guarded(predictor.alphas(mapped_ahead(opened, share)))
+    return write_rows(csv_path, mapped_ahead(finished, items), len(tests))
+
+
+def write_rows(csv_path, rows, count):
+    """Write the (name, text, problem) of all processes, `count` together, in the order of the whole
+    sequence; all processes call it together. Without a path nothing is written.
+
+    Returns [(name, problem)] of those with one.
+    """
+    problems = []
+    target = replacing(csv_path) if csv_path and rank() == 0 else nullcontext()
+    with target as part:
+        # A name that is no UTF-8 must not cost the other rows.
+        file = part and open(part, "w", newline="", encoding="utf-8", errors="backslashreplace")
+        with file or nullcontext():
+            writer = file and csv.writer(file, lineterminator="\n")
+            if file:
+                writer.writerow(HEADER)
+            for _ in range(math.ceil(count / world_size())):
+                row = next(rows, None)
+                for name, text, problem in all_gather([row] if row else []):
+                    problems += [(name, problem)] if problem else []
+                    if file:
+                        writer.writerow((name, text))
+    return problems
+
+
+def commonest_size(tests):
+    """(width, height) that most of the first hundred test images declare"""
+    sizes = Counter(declared_size(path) for _, path in tests[:100] if path)
+    del sizes[None]
+    return sizes.most_common(1)[0][0] if sizes else DEFAULT_SIZE
 
 
 def encode_mask(mask):
@@ -35,120 +102,7 @@ def decode_mask(text):
         return np.asarray(image)
 
 
-def encoded_row(item):
-    """(name, mask, problem) with the mask as text"""
-    name, mask, problem = item
-    return name, encode_mask(mask), problem
-
-
-def write_shard(csv_path, key, names, predict, finish=encoded_row):
-    """Write this process's rows beside the CSV to be, going on where a killed run stopped.
-
-    key: a text that is the same only for the same masks; names: of this process's images in order;
-    predict: number of rows that are there already -> (name, uint8 mask [H,W], "" or why the mask
-    is blank) of the others; finish: such an item -> its row, called in threads, in any order,
-    before the row counts as done.
-    """
-    path = shard_paths(csv_path)[rank()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    done = whole_rows(path, key, names)
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        if done is None:
-            file.truncate(0)
-            writer.writerow((key, "", ""))
-        rows = mapped_ahead(finish, predict(done or 0))
-        for row in rows:
-            writer.writerow(row)
-            file.flush()
-
-
-def whole_rows(path, key, names):
-    """How many rows of these names a killed run has left in its file, whatever comes after them
-    cut off; None when there is no file, or one of other masks."""
-    if not path.exists():
-        return None
-    with open(path, "r+b") as file:
-        if file.readline() != f"{key},,\n".encode():
-            return None
-        done, end = 0, file.tell()
-        for line in file:
-            if done == len(names) or not line.endswith(b"\n") or next(
-                    csv.reader([line.decode("utf-8", "replace")]))[0] != names[done]:
-                break
-            done, end = done + 1, end + len(line)
-        file.truncate(end)
-    return done
-
-
-def shard_paths(csv_path):
-    """Files with the rows of each process, in the order of their ranks."""
-    return [csv_path.with_name(f"{csv_path.name}.{number}-of-{world_size()}")
-            for number in range(world_size())]
-
-
-def merge_submission(csv_path, tests):
-    """Put the rows of all processes together in the order of the test images, and check them.
-
-    The file takes its place only after the check; see check_submission. Returns the (name, reason)
-    of each row whose mask is blank because its image cannot be read.
-    """
-    problems = []
-    with replacing(csv_path) as part:
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(HEADER)
-            for name, text, problem in taken_rows(csv_path):
-                writer.writerow((name, text))
-                problems += [(name, problem)] if problem else []
-        check_submission(part, tests)
-    return problems
-
-
-def taken_rows(csv_path):
-    """Yields the rows that write_shard has written in all processes, in the order of the test
-    images; then they are gone, so that rows which do not pass a check are not taken up again."""
-    with ExitStack() as stack:
-        shards = [csv.reader(stack.enter_context(open(path, newline="", encoding="utf-8")))
-                  for path in shard_paths(csv_path)]
-        for shard_rows in shards:
-            next(shard_rows)  # the key
-        for rows in zip_longest(*shards):
-            yield from filter(None, rows)
-    for path in shard_paths(csv_path):
-        path.unlink()
-
-
 def read_rows(csv_path):
     """Yields (filename, image_utf) of a submission, a few rows in memory at a time."""
     for rows in pd.read_csv(csv_path, dtype=str, keep_default_na=False, chunksize=64):
-        if tuple(rows.columns) != HEADER:
-            raise UserError(
-                f"{csv_path}: has the columns {', '.join(rows.columns)} instead of "
-                f"{', '.join(HEADER)}")
         yield from rows.itertuples(index=False, name=None)
-
-
-def check_submission(csv_path, tests):
-    """Raise UserError unless the CSV has, for each `TestImage` in order, one row with its name and
-    a mask of its image's size (any size for an image that does not tell its own)."""
-    count = 0
-    for count, (name, text) in enumerate(read_rows(csv_path), 1):
-        expected = tests[count - 1].name if count <= len(tests) else "the end"
-        if count > len(tests) or name != expected:
-            raise UserError(f"{csv_path}, row {count}: is {name!r} where {expected!r} belongs")
-        try:
-            height, width = decode_mask(text).shape
-        except (OSError, ValueError) as error:
-            raise UserError(f"{csv_path}, row {count} ({name}): {error}") from None
-        path = tests[count - 1].path
-        size = path and declared_size(path)
-        if size and size != (width, height):
-            raise UserError(
-                f"{csv_path}, row {count} ({name}): the mask is {width}x{height}, its image "
-                f"{size[0]}x{size[1]}")
-    if count != len(tests):
-        raise UserError(f"{csv_path}: has {count} rows for {len(tests)} images")
-    names = {test.name for test in tests}
-    if len(names) != len(tests):
-        raise UserError(f"{csv_path}: names {len(tests) - len(names)} images more than once")

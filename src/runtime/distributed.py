@@ -8,6 +8,7 @@ machine and sees nothing but the host's memory.
 import os
 import sys
 from datetime import timedelta
+from inspect import signature
 from threading import Thread
 
 import torch
@@ -155,14 +156,15 @@ def data_parallel(model, device):
     if world_size() == 1:
         return model
     group, problem = tried_group(device)
-    problems = [each for each in merged([problem]) if each]
+    problems = [each for each in all_gather([problem]) if each]
     if problems:
         raise NoGroup(problems[0])
     # Batch norms see their own card's crops only: synchronising 112 of them in every step costs
     # more than it gives at these batch sizes. Their statistics meet where an epoch ends.
+    new = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # torch 2.13
     return DistributedDataParallel(
         model, device_ids=[device] if device.type == "cuda" else None, process_group=group,
-        broadcast_buffers=False)
+        **{"forward_sync_buffers" if new else "broadcast_buffers": False})
 
 
 def tried_group(device):
@@ -198,7 +200,7 @@ def shard(items):
     return items[rank()::world_size()]
 
 
-def merged(items):
+def all_gather(items):
     """The shards of all processes put together again in the order of the whole sequence.
 
     The items are Python objects, numpy arrays, or tensors in the host's memory.
@@ -213,27 +215,28 @@ def merged(items):
     return whole
 
 
-def agree(*flags):
+def any_rank(*flags):
     """For each flag, whether it is set in any process."""
-    return [any(each) for each in zip(*merged([flags]))]
+    return [any(each) for each in zip(*all_gather([flags]))]
 
 
-def wait_for_all():
-    merged([None])
+def barrier():
+    """Wait until all processes have come here."""
+    all_gather([None])
 
 
-def summed(array):
+def all_reduce(array):
     """A numpy array summed over all processes, in the order of their ranks."""
-    return sum(merged([array]))
+    return sum(all_gather([array]))
 
 
-def average(tensors):
+def average_tensors(tensors):
     """Give all processes the mean of their own float32 tensors, in place, on any device; others
     stay as they are."""
     tensors = [tensor for tensor in tensors if tensor.is_floating_point()]
     if world_size() == 1 or not tensors:
         return
     own = torch.cat([tensor.detach().cpu().flatten() for tensor in tensors])
-    mean = torch.from_numpy(summed(own.double().numpy()) / world_size()).float()
+    mean = torch.from_numpy(all_reduce(own.double().numpy()) / world_size()).float()
     for tensor, part in zip(tensors, mean.split([tensor.numel() for tensor in tensors])):
         tensor.copy_(part.view_as(tensor))

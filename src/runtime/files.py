@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def replacing(path):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.part")
+    # Short, however long the name is, and another one in each process and thread.
+    part = path.with_name(f"{os.getpid()}-{threading.get_ident()}.part")
     try:
         yield part
         with open(part, "rb") as written:

@@ -15,9 +15,11 @@ import torch
 import torchvision
 
 from src.runtime.console import UserError, log
+from src.runtime.distributed import NoGroup, any_rank, join_group
 from src.runtime.processes import local_rank, local_world_size
 
 SHARED_MEMORY = Path("/dev/shm")
+STEPS_PER_CHECK = 16  # on a card, where looking at a loss waits for all work before it
 
 
 @dataclass(frozen=True)
@@ -25,12 +27,14 @@ class Machine:
     """What a run computes with.
 
     device: torch.device; dtype: autocast's in training, None for plain float32, in which all
-    validation and prediction is done; workers: decoding processes.
+    validation and prediction is done; workers: decoding processes; check_every: steps after which
+    a training looks at its losses and the time.
     """
 
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype | None = None
     workers: int = 0
+    check_every: int = 1
 
     def autocast(self):
         """Autocast to `dtype`, or a context that does nothing when that is None."""
@@ -42,9 +46,24 @@ class Machine:
         return images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
 
 
+def take_machine(settings):
+    """The `Machine` of this process: generators seeded, the others joined, its device chosen.
+
+    Raises NoGroup when the processes cannot work together.
+    """
+    prepare_machine(settings.seed)
+    join_group()
+    device = choose_device(settings.device)
+    if all(any_rank(device.type == "cpu", device.type != "cpu")):
+        raise NoGroup("a card does not work in one of the processes")
+    log(describe_machine(device))
+    return machine_for(device, settings.amp, settings.workers)
+
+
 def machine_for(device, amp, workers):
     """The Machine for `--amp` and `--workers` on a device."""
-    return Machine(device, amp_dtype(amp, device), worker_count(workers))
+    return Machine(device, amp_dtype(amp, device), worker_count(workers),
+                   STEPS_PER_CHECK if device.type == "cuda" else 1)
 
 
 def choose_device(name):

@@ -18,10 +18,12 @@ class Interrupted(Exception):
 class StopWatch:
     """What can end a run early.
 
-    time_limit: hours from the start of the process, None for no limit.
+    time_limit: hours from the start of the process, None for no limit. reserve: seconds that a
+    validation image takes -> seconds to reserve for the work after training.
     """
 
-    def __init__(self, time_limit=None):
+    def __init__(self, time_limit=None, reserve=lambda val_seconds: 0.0):
+        self.reserve = reserve
         self.deadline = math.inf if time_limit is None else STARTED + 3600 * time_limit
         self.signal = None
 
@@ -43,5 +45,5 @@ class StopWatch:
                 raise Interrupted(self.signal)
             yield item
 
-    def seconds_left(self):
-        return self.deadline - time.time()
+    def seconds_for_training(self, val_seconds):
+        return self.deadline - time.time() - self.reserve(val_seconds)

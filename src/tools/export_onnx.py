@@ -45,7 +45,7 @@ class FromImageNet(nn.Module):
 
 def export(checkpoint, path, half=False):
     """Write a `Checkpoint`'s network, its batch norms folded, as an ONNX file."""
-    network = make_predictor(network_of(checkpoint), Recipe(), Machine()).network
+    network = make_predictor(network_of(checkpoint), Recipe(), Machine()).views[0].network
     with replacing(path) as part:
         torch.onnx.export(
             FromImageNet(network, half).eval(), (torch.zeros(1, 3, SIZE, SIZE),), str(part),

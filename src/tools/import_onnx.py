@@ -30,12 +30,13 @@ from torch import nn
 from src.runtime.console import UserError, log
 from src.runtime.hardware import prepare_machine
 from src.inputs.places import list_images
-from src.data.datasets import image_tensor, resized
 from src.data.demo import draw_pair
 from src.data.images import open_image
-from src.network.checkpoint import halved, write_checkpoint
+from src.data.pixels import image_tensor, resized
+from src.network.checkpoint import write_checkpoint
 from src.network.u2net import NETWORKS, ConvNormReLU
 from src.tools.export_onnx import IMAGENET_MEAN, IMAGENET_STD, SIZE
+from src.tools.ship import halved
 
 BATCH, COUNT = 8, 64  # images in a batch, images for the statistics
 

@@ -26,10 +26,11 @@ from src.runtime.console import UserError, log
 from src.runtime.hardware import Machine, prepare_machine
 from src.runtime.tables import write_table
 from src.inputs.discovery import COLUMNS
-from src.inputs.places import TestImage, list_images
+from src.inputs.places import list_images
 from src.data.images import open_image
+from src.data.pixels import to_uint8
 from src.network.checkpoint import network_of, read_checkpoint
-from src.prediction.predictor import Predictor, make_predictor
+from src.prediction.predictor import Predictor, make_predictor, views_of
 from src.prediction.recipe import Recipe
 
 LEAST_AGREEMENT = 0.74  # the networks' common part of the subject, as a share of all their parts
@@ -60,17 +61,20 @@ def predictor_of(path):
     """The `Predictor` of a checkpoint, mirrored and refined, or of an ONNX file"""
     if path.suffix == ".onnx":
         network = OnnxNetwork(path)
-        return Predictor(network, Recipe(network.side), Machine())
+        recipe = Recipe(network.side)
+        return Predictor(views_of(network, recipe), recipe)
     return make_predictor(network_of(read_checkpoint(path)), Recipe(flip=True), Machine())
 
 
 def labelled(photographs, predictors):
-    """Yields (path, alpha uint8 [H,W], agreement in 0..1) of each photograph."""
-    tests = [TestImage(path.stem, path) for path in photographs]
-    for path, *masks in zip(photographs, *(each.masks(tests) for each in predictors)):
-        if problem := masks[0][2]:
-            log(f"{path} is left out: {problem}")
-        alphas = np.stack([mask for _, mask, _ in masks]).astype(np.float32)
+    """Yields (path, alpha uint8 [H,W], agreement in 0..1) of each photograph that can be read."""
+    for path in photographs:
+        try:
+            image = open_image(path, "RGB")
+        except UserError as error:
+            log(f"{error}; it is left out")
+            continue
+        alphas = np.stack([to_uint8(each.alpha(image)) for each in predictors]).astype(np.float32)
         agreement = alphas.min(axis=0).sum() / max(alphas.max(axis=0).sum(), 1)
         yield path, np.rint(alphas.mean(axis=0)).astype(np.uint8), float(agreement)
 

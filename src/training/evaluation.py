@@ -1,13 +1,11 @@
 """Validation between epochs, and the log lines that show that a training is sound."""
 
-import time
-
 import numpy as np
 import torch
+from torch.utils.data import default_collate
 
 from src.runtime.console import UserError, log, progress
-from src.runtime.distributed import merged
-from src.runtime.processes import world_size
+from src.runtime.distributed import all_gather
 from src.network.losses import matte_loss, matte_mse
 
 
@@ -30,7 +28,7 @@ def evaluate(models, loader, machine, stop):
             outputs = model(images)
             each.append(torch.stack([matte_loss(outputs, masks), matte_mse(outputs, masks)], dim=1))
         errors += zip(torch.stack(each, dim=1).tolist(), batch["path"])  # [B, models, 2]
-    errors = merged(errors)
+    errors = all_gather(errors)
     broken = [path for each, path in errors if not np.isfinite(each).all()]
     if broken:
         raise UserError(f"the validation loss is not finite for {', '.join(broken[:3])}: look at "
@@ -40,29 +38,13 @@ def evaluate(models, loader, machine, stop):
 
 
 @torch.no_grad()
-def seconds_per_image(model, batch, machine):
-    """Time of a forward pass, for an estimate before the first validation has been timed."""
-    for _ in range(2):  # the first one warms up
-        began = time.monotonic()
-        model.eval()(machine.to_device(batch["img"]))[0].sum().item()
-    return (time.monotonic() - began) / len(batch["img"]) / world_size()
-
-
-def describe_batch(title, batch):
-    """A log line that shows that shapes and ranges are what the network expects."""
-    parts = [
-        f"{key} {list(batch[key].shape)} in [{batch[key].min():.2f}, {batch[key].max():.2f}]"
-        for key in ("img", "mask")
-    ]
-    log(f"First {title} batch: {', '.join(parts)}")
-
-
-@torch.no_grad()
-def describe_outputs(model, batch, machine):
-    """A log line that shows that the trained network's output, loss and metric are sound."""
+def describe_outputs(model, loader, machine):
+    """Log whether the network's output, loss and metric are sound, on the first images of a
+    `ValidationSet`."""
     model.eval()
-    masks = batch["mask"].to(machine.device)
-    outputs = model(machine.to_device(batch["img"]))
+    first = range(min(loader.batch_size, len(loader.dataset)))
+    batch = default_collate([loader.dataset[index] for index in first])
+    masks, outputs = batch["mask"].to(machine.device), model(machine.to_device(batch["img"]))
     d0 = outputs[0]
     loss, mse = matte_loss(outputs, masks).mean(), matte_mse(outputs, masks).mean()
     log(f"Check after training: d0 {list(d0.shape)} in [{d0.min():.4f}, {d0.max():.4f}], "

@@ -5,177 +5,114 @@ import signal
 import time
 from contextlib import contextmanager
 from functools import partial
-from itertools import islice
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from src.runtime.console import UserError, log, progress
-from src.runtime.distributed import agree, average, merged, summed, wait_for_all
+from src.runtime.distributed import all_gather, all_reduce, average_tensors, barrier
 from src.runtime.processes import rank, world_size
 from src.runtime.stopping import Interrupted
 from src.runtime.tables import write_table
 from src.inputs.discovery import BEST_CHECKPOINT
 from src.data.augment import JointAugment
 from src.data.backdrops import PhotographPool
-from src.data.datasets import (
-    ShuffledEpochs, TrainingSet, ValidationSet, check_share, collated, make_loader, share_loader,
-)
+from src.data.datasets import ShuffledEpochs, TrainingSet, ValidationSet
+from src.data.loading import make_loader, share_loader
+from src.data.splits import check_share, write_skipped
 from src.network.checkpoint import read_checkpoint, write_checkpoint
 from src.network.losses import matte_loss, matte_mse
-from src.training.evaluation import (
-    describe_batch, describe_outputs, evaluate, seconds_per_image,
-)
-from src.training.plan import MOST_SAMPLES, Pace, decided, planned_steps
-from src.training.state import Run, configuration_of, resume, save, unfinished
+from src.training.evaluation import describe_outputs, evaluate
+from src.training.state import Run, configuration_of, decided, resume, save, unfinished
 
+MOST_SAMPLES = 20_000  # of an epoch, so that validation comes every few minutes
 GRADIENT_NORM = 1.0  # longer gradients are shortened to it
 NON_FINITE_IN_A_ROW = 3  # losses that end a run
-STEPS_PER_CHECK = 16  # on a GPU, where looking at a loss waits for all work before it
 
 
-def train(model, splits, settings, machine, inputs, stop, reserve):
-    """Train the model in place; it ends with the weights of its best validation.
+def train(model, splits, settings, machine, inputs, stop):
+    """Train the model in place; it ends with the weights of its best validation, which may be those
+    it started from.
 
     Writes in `inputs.out`: u2netp_best.pth whenever the validation MSE falls, metrics.csv and
     skipped.csv after every epoch, last.pth after every epoch and every `save_minutes`. A last.pth
     of the same settings and data, there or in what is attached, is continued, to the same weights
-    as without the interruption (to the bit on a CPU).
+    as without the interruption (to the bit on a CPU, by epochs).
 
-    splits: `Splits`; stop: `StopWatch`; reserve: seconds that a validation image takes -> seconds
-    that its time limit must leave for what comes after training. Returns the metrics, a dict for
-    each finished epoch, and whether the training has come to its end. Raises Interrupted, after
-    saving, when a signal came; UserError when last.pth is of another configuration, when the device
-    has too little memory, when three losses in a row are not finite (the best checkpoint is kept),
-    or when more than a twentieth of the training pairs cannot be read.
+    splits: `Splits`; stop: `StopWatch`. Returns the metrics, a dict for each finished epoch, and
+    whether the training has come to its end. Raises Interrupted, after saving, when a signal came;
+    UserError when last.pth is of another configuration, when the device has too little memory, when
+    three losses in a row are not finite (the best checkpoint is kept), or when more than a
+    twentieth of the training pairs cannot be read.
     """
-    settings = decided(settings, model, machine, inputs.kaggle_input is not None)
+    settings = decided(settings, machine, inputs.kaggle_input is not None)
     out, size = inputs.out, settings.predict_size or settings.train_size
-    train_loader, val_loader = loaders(splits, settings, size, machine)
+    train_set = TrainingSet(
+        splits.train, JointAugment(settings.train_size, settings.crop_scale), settings.seed)
+    sampler = ShuffledEpochs(len(train_set), settings.seed,
+                             settings.epoch_samples or min(len(train_set), MOST_SAMPLES))
+    configuration = configuration_of(settings, model, splits)
+    # Before the loaders, which look how much shared memory NCCL has left them.
+    run = Run(model, settings, machine, math.ceil(len(sampler) / settings.train_batch),
+              frozen_norms=inputs.checkpoint is not None)
+    resumed = resume(run, unfinished(inputs), out, configuration)
+    train_loader = make_loader(train_set, settings.train_batch, machine, sampler)
+    val_loader = share_loader(ValidationSet(splits.val, size), settings.train_batch, machine)
     photographs = PhotographPool(splits.train.photographs, settings.seed, 2 * settings.train_size,
                                  machine.device)
-    configuration = configuration_of(settings, model, splits)
-    run = Run(model, settings, machine, len(train_loader), norms_are_frozen(settings, inputs))
-    resume(run, unfinished(inputs), out, configuration)
-    with memory_advised(settings.train_batch, settings.train_size):
-        first_train, first_val = first_batches(train_loader, val_loader,
-                                               photographs.of_epoch(run.epoch), machine.device)
-    run.pace = pace_of(train_loader)
+    keep = partial(save, run, out, configuration)
     if run.metrics:
         write_tables(run, out, splits.val.skipped)
-    if run.total_steps is None or stop.seconds_left() < math.inf:
-        run.val_seconds = seconds_per_image(model, first_val, machine)
+    if not resumed:
+        if inputs.checkpoint or settings.epochs is None:
+            name, _, val_mse = validate(run, val_loader, stop)
+            keep_best(run, out, size, name, val_mse, epoch=0)
+        run.start_clock(stop)
     log(describe_plan(run, len(splits.train)))
 
-    keep = partial(save, run, out, configuration)
-    plan = partial(plan_length, run, stop, reserve, len(splits.val), time.monotonic())
-    ending = partial(end_of_time, run, stop, reserve, keep, plan)
-    out_of_time = False
-    while not run.is_finished() and not out_of_time:
-        began, before = time.monotonic(), run.pace.now()
-        out_of_time = train_epoch(run, train_loader, photographs, ending)
-        average(run.statistics())
+    late = False
+    while not (run.is_finished() or late):
+        epoch, began, waits = run.epoch, time.monotonic(), []
+        late = train_epoch(run, train_loader, photographs, waits, partial(look, run, stop, keep))
+        trained = time.monotonic() - began
+        average_tensors(run.statistics())
         keep()
-        if out_of_time:
-            log(f"Time limit: training ends in epoch {run.epoch} after {run.batch} batches, to "
-                "leave room for the prediction")
         name, val_loss, val_mse = validate(run, val_loader, stop)
-        if not out_of_time:
+        if run.epoch_is_complete():
             finish_epoch(run, val_loss, val_mse, photographs.unreadable)
             write_tables(run, out, splits.val.skipped)
-            log(describe_epoch(run, before, time.monotonic() - began))
-        if val_mse < run.best:
-            run.best = val_mse
-            if rank() == 0:
-                write_checkpoint(out / BEST_CHECKPOINT, run.candidates()[name].state_dict(),
-                                 val_mse=val_mse, recipe={"predict_size": size})
-            log(f"  -> saved the best model so far (val_mse={val_mse:.6f}{name})")
+            log(describe_epoch(run, waits, trained, time.monotonic() - began))
+        keep_best(run, out, size, name, val_mse, epoch)
         keep()
+    if late:
+        log(f"Time limit: training ends in epoch {run.epoch} after {run.batch} batches, to leave "
+            "room for the prediction")
 
-    wait_for_all()
+    barrier()
     model.load_state_dict(read_checkpoint(out / BEST_CHECKPOINT).model_state)
-    describe_outputs(model, first_train, machine)
+    if run.best_epoch == 0:
+        log("No epoch was better than the weights that the training started from: they stay")
+    describe_outputs(model, val_loader, machine)
     return run.metrics, run.is_finished()
 
 
-def loaders(splits, settings, size, machine):
-    """(training loader, loader of this process's share of the validation images at `size`)"""
-    augment = JointAugment(settings.train_size, settings.crop_scale)
-    train_set = TrainingSet(splits.train, augment, settings.seed)
-    samples = settings.epoch_samples or min(len(train_set), MOST_SAMPLES)
-    sampler = ShuffledEpochs(len(train_set), settings.seed, samples)
-    return (make_loader(train_set, settings.train_batch, machine, sampler),
-            share_loader(ValidationSet(splits.val, size), settings.train_batch, machine))
-
-
-def first_batches(train_loader, val_loader, photographs, device):
-    """A batch of each loader, as the network gets it, which the log describes.
-
-    photographs: what a `PhotographPool` gives.
-    """
-    val = first_items(val_loader, range(len(val_loader.dataset)))
-    train = train_loader.dataset.augment.apply(
-        first_items(train_loader, train_loader.sampler), photographs, device)
-    describe_batch("train", train)
-    describe_batch("val", val)
-    return train, val
-
-
-def first_items(loader, keys):
-    """A batch of the first keys' items, made in this process without starting the workers."""
-    return collated([loader.dataset[key] for key in islice(keys, loader.batch_size)])
-
-
-def pace_of(loader):
-    """The `Pace` of a training, which foresees how fast cached images come: those of the first
-    batch are cached by now."""
-    pairs = loader.dataset.pairs
-    steps_per_pass = math.ceil(len(pairs) / loader.batch_size / world_size())
-    if pairs.cache is None or pairs.cache.is_full.value:
-        return Pace(steps_per_pass=steps_per_pass)
-    began = time.monotonic()
-    first_items(loader, loader.sampler)
-    return Pace((time.monotonic() - began) / max(1, loader.num_workers), steps_per_pass)
-
-
-def norms_are_frozen(settings, inputs):
-    """Whether batch norms keep the statistics of the weights that the training starts from."""
-    if settings.batch_norm == "auto":
-        return inputs.checkpoint is not None
-    return settings.batch_norm == "frozen"
-
-
-def end_of_time(run, stop, reserve, keep, plan):
-    """Whether the time limit ends the training now. All processes call it after the same steps,
-    and agree. Plans and saves when that is due; raises Interrupted, after saving, when a signal
-    came."""
-    plan()
-    out_of_time, interrupted, unsaved = agree(
-        stop.seconds_left() < reserve(run.val_seconds), stop.signal is not None,
-        time.monotonic() - run.saved_at >= 60 * run.settings.save_minutes)
+def look(run, stop, keep):
+    """Compare notes with the other processes: progress, time, signals. All call it after the same
+    steps. Saves when that is due. Returns whether the run's time is up; raises Interrupted, after
+    saving, when a signal came."""
+    run.tick()
+    notes = all_gather([(
+        run.own_progress(), stop.seconds_for_training(run.val_seconds) <= 0,
+        stop.signal is not None,
+        time.monotonic() - run.saved_at >= 60 * run.settings.save_minutes)])
+    run.progress, late, interrupted, unsaved = map(max, zip(*notes))
+    if late and run.fills_the_time:
+        run.progress = 1.0
     if unsaved or interrupted:
         keep()
     if interrupted:
         raise Interrupted(stop.signal or signal.SIGTERM)
-    return out_of_time
-
-
-def plan_length(run, stop, reserve, val_count, began):
-    """Decide how many steps the training has, if the time decides and has been measured."""
-    if run.total_steps is not None:
-        return
-    seconds, elapsed = stop.seconds_left() - reserve(run.val_seconds), time.monotonic() - began
-    if run.settings.hours is not None:
-        seconds = min(seconds, 3600 * run.settings.hours - elapsed)
-    between = run.val_seconds * val_count * len(run.candidates())
-    if run.pace.epochs > 1:
-        between = (elapsed - run.pace.seconds) / (run.pace.epochs - 1)
-    steps = planned_steps(run, max(0.0, seconds), between)
-    if steps is not None:
-        run.plan(steps)
-        log(f"Planned: {steps} steps, {steps / run.steps_per_epoch:.1f} epochs, which end about "
-            f"{clock_time(seconds)}")
+    return late and run.progress < 1
 
 
 def validate(run, loader, stop):
@@ -187,41 +124,62 @@ def validate(run, loader, stop):
     return name, *errors[name]
 
 
+def keep_best(run, out, size, name, val_mse, epoch):
+    """Write the candidate of that name to u2netp_best.pth if its validation MSE is the lowest."""
+    if val_mse >= run.best:
+        return
+    run.best, run.best_epoch = val_mse, epoch
+    if rank() == 0:
+        write_checkpoint(out / BEST_CHECKPOINT, run.candidates()[name].state_dict(),
+                         val_mse=val_mse, recipe={"predict_size": size})
+    if epoch:
+        log(f"  -> saved the best model so far (val_mse={val_mse:.6f}{name})")
+    else:
+        log(f"Validation MSE before the first step: {val_mse:.6f}")
+
+
 # ---------------------------------------------------------------- one epoch
 
 
-def train_epoch(run, loader, photographs, ending):
-    """Train from the run's position to the end of its epoch or of the training, or until there is
-    no time left.
+def train_epoch(run, loader, photographs, waits, look_around):
+    """Train from the run's position to the end of its epoch, or of the training.
 
-    photographs: `PhotographPool`; ending: () -> whether there is none; called by all processes
-    after the same steps. Returns the last answer.
+    photographs: `PhotographPool`; waits: list, gets the seconds that each batch was waited for;
+    look_around: () -> whether the run's time is up. Returns that.
     """
-    if run.has_all_steps():  # an earlier run stopped before its last validation
+    if run.epoch_is_complete():  # an earlier run stopped before its validation
         return False
     set_train_mode(run.model, run.frozen_norms)
+    settings, device = run.settings, run.machine.device
     loader.sampler.epoch = run.epoch
-    loader.sampler.done = run.batch * run.settings.train_batch
-    augment, device = loader.dataset.augment, run.machine.device
-    backdrops = photographs.of_epoch(run.epoch)
-    check_every = STEPS_PER_CHECK if device.type == "cuda" else 1
+    loader.sampler.done = run.batch * settings.train_batch
+    with memory_advised(settings.train_batch, settings.train_size):
+        backdrops = photographs.of_epoch(run.epoch)
     losses = []
-    for items in run.pace.timed(progress(loader, f"train {run.epoch}", done=run.batch)):
+    bar = progress(loader, f"train {run.epoch}", done=run.batch)
+    for items in noting_waits(bar, waits):
         photographs.prepare(run.epoch + 1)
         note_unreadable(run, items["skipped"], len(loader.dataset))
-        with memory_advised(len(items["path"]), augment.size):
-            batch = augment.apply(items, backdrops, device, crop_size(run))
+        with memory_advised(len(items["path"]), settings.train_size):
+            batch = loader.dataset.augment.apply(items, backdrops, device, crop_size(run))
             losses.append((train_step(run, batch), batch["path"]))
         run.batch += 1
-        if run.has_all_steps():
-            break
-        if run.batch % check_every == 0:
+        if run.batch % run.machine.check_every == 0 or run.batch == run.steps_per_epoch:
             check_losses(run, losses)
             losses.clear()
-            if ending():
-                return True
-    check_losses(run, losses)
+            late = look_around()
+            if late or run.progress >= 1:
+                return late
     return False
+
+
+def noting_waits(batches, waits):
+    """The batches; `waits` gets the seconds in which the loader had none for the next step."""
+    batches, began = iter(batches), time.monotonic()
+    for batch in batches:
+        waits.append(time.monotonic() - began)
+        yield batch
+        began = time.monotonic()
 
 
 def crop_size(run):
@@ -271,6 +229,7 @@ def train_step(run, batch):
 
     A step whose gradients are not finite is skipped by the scaler, on the device.
     """
+    run.set_rate()
     run.optimizer.zero_grad(set_to_none=True)
     loss, mse = accumulate_gradients(run, batch)
     run.scaler.unscale_(run.optimizer)
@@ -279,8 +238,6 @@ def train_step(run, batch):
     # Without fp16 an infinite gradient would halve the scale as well.
     run.scaler.update(None if run.fp16 else 1.0)
     run.update_average()
-    if isinstance(run.scheduler, LambdaLR):
-        run.scheduler.step()
     seen = torch.stack([loss, mse, torch.ones_like(loss)]).double() * len(batch["img"])
     run.totals += torch.where(torch.isfinite(loss), seen, 0.0)
     return loss
@@ -320,51 +277,49 @@ def check_losses(run, losses):
 def finish_epoch(run, val_loss, val_mse, unreadable):
     """Note the epoch's metrics and unreadable backdrops, {path: reason}; move the plateau schedule,
     go to the next epoch's start."""
-    loss, mse, samples = summed(run.totals.cpu().numpy()).tolist()
-    if isinstance(run.scheduler, ReduceLROnPlateau):
-        run.scheduler.step(val_mse)
+    loss, mse, samples = all_reduce(run.totals.cpu().numpy()).tolist()
+    if run.plateau is not None:
+        run.plateau.step(val_mse)
     run.metrics.append({
         "epoch": run.epoch, "train_loss": loss / max(samples, 1),
         "train_mse": mse / max(samples, 1), "val_loss": val_loss, "val_mse": val_mse,
-        "lr": run.optimizer.param_groups[0]["lr"],
+        "lr": run.rate,
     })
     run.totals.zero_()
     run.epoch, run.batch = run.epoch + 1, 0
     run.backdrops.update(unreadable)
-    for skipped in merged([run.skipped]):
+    for skipped in all_gather([run.skipped]):
         run.skipped.update(skipped)
 
 
 def describe_plan(run, rows):
     """How long the training is, and what its steps are: a line for the log"""
     settings = run.settings
-    crops = settings.train_batch * world_size()
-    length = "as long as the time allows" if run.total_steps is None else (
-        f"{run.total_steps} steps")
-    return (f"Training {length}, of {crops} crops each, {run.steps_per_epoch} in an epoch; "
-            f"{rows} rows; {settings.schedule} schedule from {settings.lr:.2e}")
+    length = f"{run.total_steps} steps" if run.budget is None else (
+        f"until {clock_time(run.budget - run.spent)}, in steps")
+    return (f"Training {length} of {settings.train_batch * world_size()} crops each, "
+            f"{run.steps_per_epoch} in an epoch; {rows} rows; {settings.schedule} schedule from "
+            f"{settings.lr:.2e}")
 
 
-def describe_epoch(run, before, seconds):
+def describe_epoch(run, waits, trained, seconds):
     """How good the last epoch was, how fast, and what limited it: a line for the log.
 
-    before: the pace when it began; seconds: what it took, with its validation.
+    waits: of `noting_waits`; trained: seconds of its steps; seconds: with its validation.
     """
     text = ("Epoch {epoch}: train_mse={train_mse:.6f} val_mse={val_mse:.6f} lr={lr:.2e}"
             .format(**run.metrics[-1]))
-    steps = run.pace.steps - before[2]
-    if not steps:  # an earlier run has done them all
+    if not waits:  # an earlier run has done all the steps
         return text
-    step, wait = run.pace.since(before)
-    crops = run.settings.train_batch * world_size()
-    text += f", {crops / step:.1f} samples/s, {wait / step:.0%} of the time waiting for data"
+    crops = len(waits) * run.settings.train_batch * world_size()
+    text += (f", {crops / trained:.1f} samples/s, {sum(waits) / trained:.0%} of the time without "
+             "data")
     if run.machine.device.type == "cuda":
         text += f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of card memory"
-    text += f", {seconds:.0f} s"
-    if run.total_steps and not run.is_finished():
-        left = (run.total_steps - run.step) * seconds / steps
-        text += f", to end about {clock_time(left)}"
-    return text
+    left = (run.budget - run.spent if run.budget else
+            (run.total_steps - run.step) * seconds / len(waits))
+    return text + f", {seconds:.0f} s" + (
+        "" if run.is_finished() else f", to end about {clock_time(left)}")
 
 
 def clock_time(seconds):
@@ -380,11 +335,3 @@ def write_tables(run, out, skipped):
     if rank() == 0:
         write_table(out / "metrics.csv", run.metrics)
         write_skipped(out, {**skipped, **run.skipped, **run.backdrops})
-
-
-def write_skipped(out, skipped):
-    """skipped.csv: {path: reason} of the files that were left out."""
-    path = out / "skipped.csv"
-    write_table(path, sorted(skipped.items()), ["image_path", "reason"])
-    if skipped:
-        log(f"{len(skipped)} files cannot be read and are left out: see {path}")

@@ -5,48 +5,91 @@ import math
 import os
 import shutil
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from src.runtime.console import UserError, log
-from src.runtime.distributed import data_parallel, merged, wait_for_all
+from src.runtime.distributed import all_gather, barrier, data_parallel
 from src.runtime.files import digest, replacing
 from src.runtime.processes import rank, world_size
 from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT
 from src.network.checkpoint import unpickled, weights_digest, write_checkpoint
-from src.training.plan import Pace
 
+EPOCHS = 5  # where neither --epochs nor a time limit says how many
+CPU_BATCH, CARD_BATCH = 4, 16  # crops of a step; on a card, if its memory holds so many
+GIB_PER_CROP = 0.6  # of 320x320 in half precision; U2-Net needs 0.45, U2-NetP 0.3
+LR_OF_4 = 1e-4  # learning rate for steps of 4 crops, the notebook's
 WEIGHT_DECAY = 1e-4
-WARM_UP = 0.03  # share of all steps over which the cosine schedule's rate rises
+WARM_UP = 0.03  # share of the training in which the cosine schedule's rate rises
 # Settings that decide the weights; --workers, --time-limit and the like do not.
 DECISIVE = ("seed", "epochs", "epoch_samples", "hours", "lr", "train_size", "min_train_size",
-            "train_batch", "crop_scale", "predict_size", "schedule", "ema", "amp", "batch_norm")
-UNPLANNED_RISE = 1000  # steps over which the rate rises as long as nobody knows how many there are
+            "train_batch", "crop_scale", "predict_size", "schedule", "ema", "amp")
+
+
+def decided(settings, machine, on_kaggle=False):
+    """The settings with batch, rate, schedule and length filled in; `epochs` stays None for a
+    training that goes on as long as the time allows.
+
+    AdamW's learning rate grows with the square root of the crops in a step, of all cards: so do
+    the updates keep their noise (Malladi et al., "On the SDEs and Scaling Rules for Adaptive
+    Gradient Algorithms", NeurIPS 2022).
+    """
+    by_time = settings.hours is not None or (on_kaggle and settings.epochs is None)
+    batch, lr, schedule = settings.train_batch, settings.lr, settings.schedule
+    if batch is None:
+        batch = min(all_gather([fitting_batch(settings.train_size, machine)]))
+    if lr is None:
+        lr = LR_OF_4 * math.sqrt(batch * world_size() / 4)
+    if schedule == "auto":
+        schedule = "cosine" if by_time else "plateau"
+    return replace(settings, train_batch=batch, lr=lr, schedule=schedule,
+                   epochs=None if by_time else settings.epochs or EPOCHS)
+
+
+def fitting_batch(size, machine):
+    """Crops of size x size in a step that this process's device has memory for"""
+    if machine.device.type != "cuda":
+        return CPU_BATCH
+    gib = torch.cuda.get_device_properties(machine.device).total_memory / 2**30
+    return max(1, min(CARD_BATCH, int(gib / (GIB_PER_CROP * (size / 320) ** 2))))
+
+
+def cosine_with_warm_up(progress):
+    """Share of the learning rate at a progress in 0..1: a linear rise, then half a cosine to 0.
+
+    Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5, without restarts.
+    """
+    if progress < WARM_UP:
+        return progress / WARM_UP
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
 class Run:
     """Everything that one training carries from step to step, and that last.pth holds.
 
-    epoch and batch: the position, `batch` batches of `epoch` are done. total_steps: how many there
-    will be in all, None until that is planned. best: the lowest validation MSE. ema: a copy of the
-    model that holds the moving average, None without one. What each process has of its own: totals,
-    float64 (loss, MSE, samples) summed over the epoch so far; skipped and backdrops, {path: reason}
-    of pairs and backdrops that could not be read; batch norms' statistics; the state of the random
-    generators.
+    epoch and batch: the position, `batch` batches of `epoch` are done. progress: 0..1, by steps or
+    by time. budget: seconds that a training by time has in all, None by epochs; spent: those gone
+    by, of all sessions. best: the lowest validation MSE, of best_epoch (0: before the first step).
+    ema: a copy of the model that holds the moving average, None without one. Each process has its
+    own: totals, float64 (loss, MSE, samples) summed over the epoch so far; skipped and backdrops,
+    {path: reason} of pairs and backdrops that could not be read; batch norms' statistics.
     """
 
-    PARTS = ("ema", "optimizer", "scheduler", "scaler")
-    VALUES = ("epoch", "batch", "total_steps", "best", "metrics", "frozen_norms")
+    PARTS = ("ema", "optimizer", "plateau", "scaler")
+    VALUES = ("epoch", "batch", "progress", "budget", "spent", "val_seconds", "best",
+              "best_epoch", "metrics", "frozen_norms")
 
     def __init__(self, model, settings, machine, steps_per_epoch, frozen_norms):
         device = machine.device
         self.model = model.to(device, memory_format=torch.channels_last)
         self.settings, self.machine, self.frozen_norms = settings, machine, frozen_norms
-        self.steps_per_epoch, self.pace = steps_per_epoch, Pace()
+        self.steps_per_epoch = steps_per_epoch
         self.total_steps = settings.epochs and steps_per_epoch * settings.epochs
-        self.saved_at = time.monotonic()
+        self.progress, self.budget, self.spent = 0.0, None, 0.0
+        self.ticked = self.saved_at = time.monotonic()
         self.val_seconds = 0.0  # that a validation image takes, all processes together
         self.non_finite = 0  # losses in a row that were NaN or infinite
         self.ema = None
@@ -56,15 +99,14 @@ class Run:
         self.parallel = data_parallel(self.model, device)
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings.lr, weight_decay=WEIGHT_DECAY, fused=True)
-        if settings.schedule == "cosine":
-            self.scheduler = LambdaLR(self.optimizer, CosineWithWarmUp(self.total_steps))
-        else:
-            self.scheduler = ReduceLROnPlateau(
-                self.optimizer, mode="min", factor=0.5, patience=2)
+        self.plateau = None
+        if settings.schedule == "plateau":
+            self.plateau = ReduceLROnPlateau(self.optimizer, mode="min", factor=0.5, patience=2)
         # Without fp16 it only skips, on the device, the steps whose gradients are not finite.
         self.fp16 = machine.dtype is torch.float16
         self.scaler = torch.amp.GradScaler(device.type, init_scale=2.0**16 if self.fp16 else 1.0)
-        self.epoch, self.batch, self.best, self.metrics = 1, 0, math.inf, []
+        self.epoch, self.batch, self.metrics = 1, 0, []
+        self.best, self.best_epoch = math.inf, None
         self.skipped, self.backdrops = {}, {}
         self.totals = torch.zeros(3, dtype=torch.float64, device=device)
 
@@ -73,18 +115,50 @@ class Run:
         """How many steps are done"""
         return (self.epoch - 1) * self.steps_per_epoch + self.batch
 
-    def has_all_steps(self):
-        return self.total_steps is not None and self.step >= self.total_steps
-
     def is_finished(self):
-        """Whether the last epoch has been validated too"""
-        return self.has_all_steps() and self.batch == 0
+        """Whether the training has come to its end, and its last weights are validated"""
+        return self.progress >= 1 and self.batch == 0
 
-    def plan(self, total_steps):
-        """Let the training, and the cosine schedule, end after so many steps."""
-        self.total_steps = total_steps
-        if isinstance(self.scheduler, LambdaLR):
-            self.scheduler.lr_lambdas[0].steps = total_steps
+    def epoch_is_complete(self):
+        """Whether all steps of the epoch, or of the training, are done"""
+        return self.progress >= 1 or self.batch == self.steps_per_epoch
+
+    @property
+    def fills_the_time(self):
+        """Whether the run's time limit alone ends the training"""
+        return self.settings.epochs is None and self.settings.hours is None
+
+    def start_clock(self, stop):
+        """From now on a training by time spends its budget: --hours, or what the time limit
+        leaves."""
+        self.tick()
+        self.spent = 0.0
+        if self.settings.hours is not None:
+            self.budget = 3600 * self.settings.hours
+        elif self.fills_the_time:
+            self.budget = max(1.0, stop.seconds_for_training(self.val_seconds))
+
+    def tick(self):
+        """Add the seconds since the last call to those spent."""
+        now = time.monotonic()
+        self.spent, self.ticked = self.spent + now - self.ticked, now
+
+    def own_progress(self):
+        """By steps, or by this process's clock; the steps of a training by time may differ from
+        process to process, so its progress counts when all have compared theirs."""
+        share = self.spent / self.budget if self.budget else self.step / self.total_steps
+        return min(1.0, max(self.progress, share))
+
+    def set_rate(self):
+        """Give the next step its learning rate, which is the same in all processes."""
+        if self.plateau is None:
+            progress = self.progress if self.budget else (self.step + 0.5) / self.total_steps
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.settings.lr * cosine_with_warm_up(progress)
+
+    @property
+    def rate(self):
+        return self.optimizer.param_groups[0]["lr"]
 
     def candidates(self):
         """{note for the log: network}, of which the best is kept: the weights and their average"""
@@ -108,12 +182,8 @@ class Run:
 
     def own_state(self):
         """What this process does not share with the others, in the host's memory"""
-        generators = {"cpu": torch.get_rng_state()}
-        if self.machine.device.type == "cuda":
-            generators["cuda"] = torch.cuda.get_rng_state(self.machine.device)
         return {"statistics": [each.cpu() for each in self.statistics()],
-                "totals": self.totals.cpu(), "skipped": self.skipped,
-                "backdrops": self.backdrops, "random": generators}
+                "totals": self.totals.cpu(), "skipped": self.skipped, "backdrops": self.backdrops}
 
     def state_dict(self):
         """For last.pth; all processes call it together."""
@@ -121,7 +191,7 @@ class Run:
         return {
             **{name: part and part.state_dict() for name, part in parts.items()},
             **{name: getattr(self, name) for name in self.VALUES},
-            "processes": merged([self.own_state()]),
+            "processes": all_gather([self.own_state()]),
         }
 
     def load_state_dict(self, state):
@@ -135,32 +205,11 @@ class Run:
         self.totals.copy_(own["totals"])
         for buffer, value in zip(self.statistics(), own["statistics"]):
             buffer.copy_(value)
-        torch.set_rng_state(own["random"]["cpu"])
-        if "cuda" in own["random"]:
-            torch.cuda.set_rng_state(own["random"]["cuda"], self.machine.device)
 
 
 def floats_of(model):
     """Parameters and batch norms' statistics, without the counters of batches seen"""
     return [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
-
-
-class CosineWithWarmUp:
-    """Factor of the learning rate by step: linear from 0 to 1, then a half cosine back to 0 after
-    `steps`; with None for these it rises, slowly, and stays. LambdaLR saves `steps` with its state.
-
-    Loshchilov and Hutter, "SGDR", ICLR 2017, equation 5, without restarts.
-    """
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def __call__(self, step):
-        rising = max(1, round(WARM_UP * self.steps)) if self.steps else UNPLANNED_RISE
-        if step < rising or not self.steps:
-            return min(1.0, (step + 1) / rising)
-        falling = max(1, self.steps - rising)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, (step - rising) / falling)))
 
 
 # ---------------------------------------------------------------- last.pth
@@ -185,6 +234,7 @@ def configuration_of(settings, model, splits):
 
 def save(run, out, configuration):
     """Write last.pth; all processes call it together."""
+    run.tick()
     training = run.state_dict()
     if rank() == 0:
         write_checkpoint(out / LAST_CHECKPOINT, run.model.state_dict(), training=training,
@@ -199,13 +249,13 @@ def unfinished(inputs):
 
 
 def resume(run, path, out, configuration):
-    """Continue what the last.pth at `path` holds, if there is one.
+    """Continue what the last.pth at `path` holds, if there is one; returns whether there is.
 
     The best weights so far are copied from beside it. Raises UserError naming the settings in which
     it differs from this run.
     """
     if path is None:
-        return
+        return False
     content = unpickled(path)
     saved = content.get("configuration", {})
     differing = [f"{name} was {saved.get(name)} and is {configuration.get(name)}"
@@ -220,7 +270,8 @@ def resume(run, path, out, configuration):
     if path.parent != out and best.is_file() and rank() == 0:
         with replacing(out / BEST_CHECKPOINT) as part:
             shutil.copyfile(best, part)
-    wait_for_all()
+    barrier()
     if not (out / BEST_CHECKPOINT).is_file():
         run.best = math.inf
     log(f"Continuing {path}: epoch {run.epoch}, {run.batch} batches done")
+    return True

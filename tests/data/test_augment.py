@@ -22,7 +22,7 @@ def batch_of(kernel, augment, layers, seeds, is_cutout=False):
     items = []
     for seed in seeds:
         rng = np.random.default_rng(seed)
-        drawn = augment.draw(*layers.shape[1::-1], rng)
+        drawn = augment.sample(*layers.shape[1::-1], rng)
         left, top = drawn.pop("window")
         side = min(layers.shape[:2])
         items.append({"layers": layers[top:top + side, left:left + side].copy(), "path": str(seed),
@@ -138,7 +138,7 @@ def test_a_batch_can_be_smaller_than_the_largest(kernel):
     y, x = np.mgrid[:128, :128]
     smooth = np.stack([x, y, 128 - x, 255 * (np.hypot(x - 64, y - 64) < 40)], axis=2)
     item = {"layers": torch.from_numpy(smooth.astype(np.uint8)), "is_cutout": torch.tensor(False),
-            **augment.draw(128, 128, np.random.default_rng(0)), **kernel.no_surroundings()}
+            **augment.sample(128, 128, np.random.default_rng(0)), **kernel.no_surroundings()}
     items = torch.utils.data.default_collate([{**item, "path": "a"}])
     whole = augment.apply(items, [], "cpu")
     half = augment.apply(items, [], "cpu", 64)

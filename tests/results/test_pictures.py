@@ -1,6 +1,5 @@
 """Mattes and cut-outs as files: their colours, their names, and what must not stop them."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -138,34 +137,6 @@ def test_saved_pictures_are_those_of_the_submission(small_data, tmp_path, kernel
         assert np.array_equal(Image.open(tmp_path / "out" / "masks" / f"{name}.png"), mask)
         cutout = Image.open(tmp_path / "out" / "cutouts" / f"{name}.png")
         assert np.array_equal(cutout.getchannel("A"), mask)
-
-
-def test_pictures_go_on_where_they_were_killed(kernel, tmp_path):
-    """What has a row has its pictures, and is not made again."""
-    tests = [kernel.TestImage(str(number), None) for number in range(4)]
-    names, made = [test.name for test in tests], []
-
-    def finish(item):
-        made.append(item[0])
-        return kernel.finished_row({test.name: test for test in tests}, ("masks",), tmp_path, False,
-                                   item)
-
-    def predict(done, last):
-        for name in names[done:last]:
-            yield name, np.full((3, 4), int(name), np.uint8), ""
-        if last < 4:
-            raise KeyboardInterrupt
-
-    csv = tmp_path / "pictures"
-    with pytest.raises(KeyboardInterrupt):
-        kernel.write_shard(csv, "key", names, lambda done: predict(done, 4 - 1), finish)
-    rows = len((tmp_path / "pictures.0-of-1").read_text().splitlines()) - 1
-    before = list(made)
-    kernel.write_shard(csv, "key", names, lambda done: predict(done, 4), finish)
-    assert set(names[:rows]) <= set(before) and made[len(before):] == names[rows:]
-    assert [row[0] for row in kernel.taken_rows(csv)] == names and list(tmp_path.iterdir()) == [
-        tmp_path / "masks"]
-    assert sorted(os.listdir(tmp_path / "masks")) == [f"{name}.png" for name in names]
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_work(photos, tmp_path):

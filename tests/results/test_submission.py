@@ -1,65 +1,182 @@
-"""Masks through PNG, base64 and CSV and back, and the check of the written file."""
+"""Test images to masks, through PNG, base64 and CSV and back; what must not cost the other rows."""
 
 import base64
 import io
 import os
+import signal
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
-from conftest import draw
+from conftest import ROOT, EchoRed, draw, plain_predictor
+from forked import run_forked
 
 
 @pytest.fixture
-def written(tmp_path, kernel):
-    """Two images and a mask for each"""
-    rng = np.random.default_rng(0)
-    masks, tests = [], []
-    for name, size in {"1": (5, 7), "a.b": (40, 30)}.items():
-        draw(tmp_path / "test" / f"{name}.png", np.zeros((*size, 3), np.uint8))
-        tests.append(kernel.TestImage(name, tmp_path / "test" / f"{name}.png"))
-        masks.append((name, rng.integers(0, 256, size, dtype=np.uint8), ""))
-    return masks, tests, tmp_path / "submission.csv"
+def predict(kernel, small_data, tmp_path):
+    """(problems, {name: mask} of the CSV) of these test images, by default all of `small_data`"""
+    def run(tests=None, kinds=(), network=EchoRed(), stop=None):
+        tests = tests or kernel.list_tests(small_data.test)
+        problems = kernel.predict_tests(
+            plain_predictor(kernel, network), tests, kinds, tmp_path / "out", run.csv,
+            stop or kernel.StopWatch())
+        if run.csv is None:
+            return problems, None
+        return problems, {name: kernel.decode_mask(text) for name, text in
+                          kernel.read_rows(run.csv)}
+
+    run.csv, run.out = tmp_path / "out" / "submission.csv", tmp_path / "out"
+    return run
 
 
-def write(kernel, masks, tests, csv):
-    kernel.write_shard(csv, "key", [test.name for test in tests], lambda done: masks)
-    kernel.merge_submission(csv, tests)
-
-
-def test_round_trip(kernel, written):
-    masks, tests, csv = written
-    write(kernel, iter(masks), tests, csv)
-    table = pd.read_csv(csv, dtype=str)
+def test_rows_are_the_images_masks_in_order(kernel, small_data, predict):
+    problems, masks = predict()
+    assert problems == [] and list(masks) == ["2", "10", "a.b"]
+    for name, mask in masks.items():
+        image = kernel.open_image(small_data.test / f"{name}.png", "RGB")
+        assert mask.shape == (image.height, image.width)
+        alpha = plain_predictor(kernel, EchoRed()).alpha(image)
+        assert np.array_equal(mask, kernel.to_uint8(alpha))
+    table = pd.read_csv(predict.csv, dtype=str)
     assert list(table.columns) == ["filename", "image_utf"]
-    assert list(table.filename) == ["1", "a.b"]
-    for (_, mask, _), text in zip(masks, table.image_utf):
+    for text in table.image_utf:
         image = Image.open(io.BytesIO(base64.b64decode(text)))
         assert (image.format, image.mode) == ("PNG", "L")
-        assert np.array_equal(image, mask)
-    assert os.listdir(csv.parent) in (["test", csv.name], [csv.name, "test"])
+    assert os.listdir(predict.out) == ["submission.csv"]
 
 
-def shifted(masks):
-    return [(name, mask[:, :-1], "") for name, mask, _ in masks]
+def test_an_unreadable_image_has_a_blank_mask_of_its_size(kernel, small_data, predict):
+    """By its header; else of the commonest size, whether it is torn or not there."""
+    torn = small_data.test / "3.png"
+    draw(torn, np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
+    torn.write_bytes(torn.read_bytes()[:3000])
+    (small_data.test / "4.png").write_bytes(b"no picture")
+    draw(small_data.test / "5.png", np.full((40, 50, 3), 200, np.uint8))
+    tests = [*kernel.list_tests(small_data.test), kernel.TestImage("6", None)]
+    problems, masks = predict(tests, ("masks",))
+    assert list(masks) == ["2", "3", "4", "5", "10", "a.b", "6"]
+    assert [masks[name].shape for name in "346"] == [(70, 90), (40, 50), (40, 50)]
+    assert not any(masks[name].any() for name in "346") and masks["5"].min() == 200
+    assert [name for name, _ in problems] == ["3", "4", "6"]
+    assert f"{torn}: cannot be read" in problems[0][1] and problems[2][1].startswith("there is no")
+    assert sorted(path.stem for path in predict.out.rglob("*.png")) == ["10", "2", "5", "a.b"]
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda masks: masks[:1], "has 1 rows for 2 images"),
-    (lambda masks: masks[::-1], "'a.b' where '1' belongs"),
-    (lambda masks: masks + masks[:1], "'1' where 'the end' belongs"),
-    (shifted, "the mask is 6x5, its image 7x5"),
-    (lambda masks: [(n, np.stack([m] * 3, -1), "") for n, m, _ in masks], "not 8-bit grayscale"),
-])
-def test_a_wrong_file_is_refused_and_the_older_one_survives(kernel, written, change, says):
-    masks, tests, csv = written
-    csv.write_text("older")
-    with pytest.raises(kernel.UserError, match=says):
-        write(kernel, change(masks), tests, csv)
-    assert csv.read_text() == "older"
-    assert not list(csv.parent.glob("*.part"))
+def test_without_a_csv_there_are_the_pictures_alone(kernel, predict):
+    _, masks = predict(kinds=("masks", "cutouts"))
+    predict.csv.unlink()
+    predict.csv = None
+    assert predict(kinds=("masks", "cutouts")) == ([], None)
+    assert sorted(os.listdir(predict.out)) == ["cutouts", "masks"]
+    for name, mask in masks.items():
+        picture, cutout = (Image.open(predict.out / kind / f"{name}.png")
+                           for kind in ("masks", "cutouts"))
+        assert np.array_equal(picture, mask) and np.array_equal(cutout.getchannel("A"), mask)
+
+
+def test_a_picture_that_cannot_be_written_costs_only_itself(kernel, predict):
+    (predict.out / "masks" / "10.png").mkdir(parents=True)
+    problems, masks = predict(kinds=("masks",))
+    assert [name for name, _ in problems] == ["10"]
+    assert problems[0][1].startswith("its picture cannot be written (")
+    assert list(masks) == ["2", "10", "a.b"] and masks["10"].any()
+    assert [path.name for path in sorted(predict.out.rglob("masks/*")) if path.is_file()] == [
+        "2.png", "a.b.png"]
+
+
+def test_a_folder_that_cannot_be_made_ends_the_run_at_once(kernel, small_data, tmp_path):
+    """Before the first prediction, whether rows or pictures are wanted."""
+    class Unwanted(torch.nn.Module):
+        def matte(self, x):
+            raise AssertionError
+
+    (tmp_path / "file").write_text("")
+    out, tests = tmp_path / "file" / "out", kernel.list_tests(small_data.test)
+    predictor = plain_predictor(kernel, Unwanted())
+    for kinds, csv in (((), out / "submission.csv"), (("masks",), None)):
+        with pytest.raises(OSError):
+            kernel.predict_tests(predictor, tests, kinds, out, csv, kernel.StopWatch())
+
+
+def test_a_name_of_any_kind_is_a_row(kernel, small_data, predict):
+    """With commas and quotes; one that is no UTF-8 must not cost the other rows."""
+    names = ['a,"b"', "\udcff", "c\nd", "é"]
+    _, masks = predict([kernel.TestImage(name, small_data.test / "2.png") for name in names])
+    assert list(masks) == ['a,"b"', "\\udcff", "c\nd", "é"]
+
+
+# ---------------------------------------------------------------- the older file
+
+
+class FailsLater(EchoRed):
+    calls = 0
+
+    def matte(self, x):
+        self.calls += 1
+        if self.calls == 3:
+            raise MemoryError
+        return super().matte(x)
+
+
+def test_a_failure_on_the_way_leaves_the_older_submission(predict):
+    predict.out.mkdir()
+    predict.csv.write_text("older")
+    with pytest.raises(MemoryError):
+        predict(network=FailsLater())
+    assert predict.csv.read_text() == "older" and os.listdir(predict.out) == ["submission.csv"]
+
+
+def test_so_does_a_signal(kernel, predict):
+    stop = kernel.StopWatch()
+    stop.signal = signal.SIGTERM
+    predict.out.mkdir()
+    predict.csv.write_text("older")
+    with pytest.raises(kernel.Interrupted):
+        predict(stop=stop)
+    assert predict.csv.read_text() == "older" and os.listdir(predict.out) == ["submission.csv"]
+
+
+# ---------------------------------------------------------------- several processes
+
+
+ROWS = """
+import sys
+from pathlib import Path
+from src.runtime.distributed import join_group, leave_group, shard
+from src.runtime.processes import rank, world_size
+from src.results.submission import write_rows
+
+join_group()
+names = [str(number) for number in range(5)]
+rows = ((name, 2 * name, "odd" * (int(name) % 2)) for name in shard(names))
+problems = write_rows(Path(f"{world_size()}.csv"), rows, len(names))
+assert problems == [("1", "odd"), ("3", "odd")], (rank(), problems)
+leave_group()
+"""
+
+
+def test_rows_are_the_same_with_one_and_two_processes(tmp_path):
+    """Five rows: the second process has one fewer. All know of all problems."""
+    (tmp_path / "rows.py").write_text(ROWS)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for start in (["rows.py"], [torch.distributed.run.__file__, "--standalone",
+                                "--nproc-per-node=2", "rows.py"]):
+        done = run_forked(*start, cwd=tmp_path, environment=environment, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "1.csv").read_bytes() == (tmp_path / "2.csv").read_bytes() == (
+        b"filename,image_utf\n0,00\n1,11\n2,22\n3,33\n4,44\n")
+
+
+# ---------------------------------------------------------------- one mask
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (40, 30)])
+def test_a_mask_comes_back_as_it_was(kernel, shape):
+    mask = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    assert np.array_equal(kernel.decode_mask(kernel.encode_mask(mask)), mask)
 
 
 @pytest.mark.parametrize("text", ["", "???", base64.b64encode(b"no image").decode()])
@@ -68,49 +185,6 @@ def test_what_is_no_mask_does_not_decode(kernel, text):
         kernel.decode_mask(text)
 
 
-def broken_after(masks, count):
-    yield from masks[:count]
-    raise MemoryError
-
-
-def test_a_failure_on_the_way_leaves_the_older_submission(kernel, written):
-    masks, tests, csv = written
-    csv.write_text("older")
-    with pytest.raises(MemoryError):
-        write(kernel, broken_after(masks, 1), tests, csv)
-    assert csv.read_text() == "older"
-
-
-@pytest.mark.parametrize("damage", [lambda rows: rows, lambda rows: rows[:-20],
-                                    lambda rows: rows[:20], lambda rows: rows + b"a.b,iVBORw0"])
-def test_a_killed_prediction_goes_on_where_it_stopped(kernel, written, damage):
-    masks, tests, csv = written
-    names = [test.name for test in tests]
-    with pytest.raises(MemoryError):
-        kernel.write_shard(csv, "key", names, lambda done: broken_after(masks, 1))
-    (shard,) = kernel.shard_paths(csv)
-    shard.write_bytes(damage(b"key,,\n1," + kernel.encode_mask(masks[0][1]).encode() + b",\n"))
-    whole = damage(b"x" * 1000) in (b"x" * 1000, b"x" * 1000 + b"a.b,iVBORw0")
-    starts = []
-
-    def rest(done):
-        starts.append(done)
-        return masks[done:]
-
-    kernel.write_shard(csv, "key", names, rest)
-    assert starts == [1 if whole else 0]
-    kernel.merge_submission(csv, tests)
-    resumed = csv.read_bytes()
-    write(kernel, masks, tests, csv)
-    assert csv.read_bytes() == resumed
-
-
-def test_rows_of_other_masks_are_not_taken_up(kernel, written):
-    masks, tests, csv = written
-    names = [test.name for test in tests]
-    kernel.write_shard(csv, "one", names, lambda done: masks)
-    starts = []
-    kernel.write_shard(csv, "other", names, lambda done: starts.append(done) or masks)
-    assert starts == [0]
-    kernel.merge_submission(csv, tests)
-    assert len(pd.read_csv(csv)) == 2
+def test_a_mask_in_colours_does_not_decode(kernel):
+    with pytest.raises(ValueError, match="not 8-bit grayscale"):
+        kernel.decode_mask(kernel.encode_mask(np.zeros((5, 7, 3), np.uint8)))

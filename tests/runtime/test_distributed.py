@@ -37,16 +37,17 @@ GRADIENTS = """
 import dataclasses, sys, torch
 from pathlib import Path
 from src.config import Settings
-from src.runtime.distributed import agree, average, join_group, leave_group, summed
+from src.runtime.distributed import (
+    all_reduce, any_rank, average_tensors, join_group, leave_group)
 from src.runtime.hardware import Machine, prepare_machine
 from src.runtime.processes import rank, world_size
 from src.data.augment import JointAugment
-from src.data.datasets import ShuffledEpochs, TrainingSet, make_loader
+from src.data.datasets import ShuffledEpochs, TrainingSet
+from src.data.loading import make_loader
 from src.data.pairs import read_pairs
 from src.network.u2net import U2NETP
 from src.training.loop import accumulate_gradients, train_step
-from src.training.plan import decided
-from src.training.state import Run
+from src.training.state import Run, decided
 
 prepare_machine(0)
 join_group()
@@ -54,7 +55,7 @@ machine = Machine(torch.device("cpu"))
 batch = 4 // world_size()
 model = U2NETP()
 settings = dataclasses.replace(Settings(), train_size=64, train_batch=batch, ema=0, lr=1e-4)
-settings = decided(settings, model, machine)
+settings = decided(settings, machine)
 run = Run(model, settings, machine, 1, frozen_norms=False)
 model.eval()  # batch norms aside: each process would normalise with its own crops
 pairs = read_pairs(sys.argv[1])
@@ -65,16 +66,16 @@ accumulate_gradients(run, first)
 gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
 model.train()
 train_step(run, first)
-average(run.statistics())
+average_tensors(run.statistics())
 torch.save({"gradients": gradients, "state": model.state_dict(), "paths": first["path"]},
            Path(sys.argv[2]) / f"{world_size()}-{rank()}.pth")
 if world_size() == 2:
     tensors = [torch.full((3,), float(rank())), torch.tensor(7 + rank())]
     for _ in range(2):
-        average(tensors)
+        average_tensors(tensors)
         assert tensors[0].tolist() == [0.5] * 3 and tensors[1].item() == 7 + rank()
-    assert summed(torch.ones(2).numpy() * (1 + rank())).tolist() == [3, 3]
-    assert agree(rank() == 1, False) == [True, False]
+    assert all_reduce(torch.ones(2).numpy() * (1 + rank())).tolist() == [3, 3]
+    assert any_rank(rank() == 1, False) == [True, False]
 leave_group()
 """
 
@@ -102,8 +103,7 @@ def test_gradients_are_those_of_the_doubled_batch(data, tmp_path):
 def two(data, tmp_path_factory):
     """(flags of a training in two processes, its finished run, its results)"""
     folder = tmp_path_factory.mktemp("two")
-    flags = ("--mode", "train", *data, *FLAGS, "--workers", 2, "--gpus", 2, "--batch-norm",
-             "trained", "--save-minutes", 1000)
+    flags = ("--mode", "train", *data, *FLAGS, "--workers", 2, "--gpus", 2, "--save-minutes", 1000)
     return flags, run_forked(SCRIPT, *flags, "--out", "out", cwd=folder), folder / "out"
 
 
@@ -112,7 +112,7 @@ def test_two_processes_write_what_one_writes(data, two, tmp_path):
     cannot be read gives both the same exit status."""
     _, trained, out = two
     assert trained.returncode == 3, trained.stderr
-    assert "BLANK MASK for torn" in trained.stdout and "Traceback" not in trained.stderr
+    assert "PROBLEM with torn" in trained.stdout and "Traceback" not in trained.stderr
     assert trained.stdout.count("Epoch 1:") == 1
     assert sorted(p.name for p in out.iterdir()) == [
         "metrics.csv", "preview", "problems.csv", "submission.csv", "u2netp_best.pth",

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from conftest import REAL, ROOT
-from src.tools import import_onnx
 from src.runtime.console import UserError
 from src.data.backdrops import recomposed
-from src.data.datasets import alpha_tensor, image_tensor, resized
 from src.data.demo import draw_pair
 from src.data.images import open_image
-from src.network.checkpoint import halved, read_checkpoint, write_checkpoint
+from src.data.pixels import alpha_tensor, image_tensor, resized
+from src.network.checkpoint import read_checkpoint, write_checkpoint
 from src.network.losses import matte_loss
 from src.network.u2net import U2NET, U2NETP
+from src.tools import import_onnx
+from src.tools.ship import halved
 
 WEIGHTS = ROOT / "kernel" / "weights" / "u2netp_alpha.pth"
 

@@ -14,13 +14,13 @@ WEIGHTS = ROOT / "kernel" / "weights" / "u2netp_alpha.pth"
 
 
 class Fixed:
-    """A predictor that has the same alpha for each image."""
+    """A predictor that has the same alpha, in levels, for each image."""
 
-    def __init__(self, alpha, problem=""):
-        self.alpha, self.problem = np.array(alpha, np.uint8), problem
+    def __init__(self, levels):
+        self.levels = np.array(levels)
 
-    def masks(self, tests):
-        yield from ((test.name, self.alpha, self.problem) for test in tests)
+    def alpha(self, image):
+        return self.levels / 255
 
 
 def photographs(tmp_path, *sizes):
@@ -32,17 +32,25 @@ def photographs(tmp_path, *sizes):
 
 
 def test_the_alpha_is_the_mean_and_agreement_the_common_part(tmp_path):
-    path = tmp_path / "a.jpg"
+    (path,) = photographs(tmp_path, (32, 32)).iterdir()
     (row,) = label_photographs.labelled([path], [Fixed([[255, 0]]), Fixed([[155, 100]])])
     assert row[0] == path and row[1].tolist() == [[205, 50]]
     assert row[2] == pytest.approx(155 / 355)
 
 
-def test_nothing_at_all_and_unreadable_photographs_are_not_agreed_on(tmp_path, capsys):
-    fixed = Fixed([[0, 0]], "cannot be read")
-    (row,) = label_photographs.labelled([tmp_path / "a.jpg"], [fixed, fixed])
+def test_nothing_at_all_is_not_agreed_on(tmp_path):
+    almost_nothing = Fixed([[0.4, 0.4]])
+    (row,) = label_photographs.labelled(
+        photographs(tmp_path, (32, 32)).iterdir(), [almost_nothing, almost_nothing])
     assert row[2] == 0 < label_photographs.LEAST_AGREEMENT
-    assert "a.jpg is left out: cannot be read" in capsys.readouterr().out
+
+
+def test_a_photograph_that_cannot_be_read_is_left_out(tmp_path, capsys):
+    folder = photographs(tmp_path, (32, 32), (32, 32))
+    (folder / "0.png").write_bytes(b"no picture")
+    (row,) = label_photographs.labelled(sorted(folder.iterdir()), [Fixed([[0, 255]])])
+    assert row[0] == folder / "1.png" and row[2] == 1
+    assert "0.png: cannot be read as an image" in capsys.readouterr().out
 
 
 def test_a_photograph_that_is_no_square_is_there_stretched_too(tmp_path):
@@ -79,8 +87,10 @@ def test_an_onnx_network_gets_its_own_range_and_its_first_output_counts(tmp_path
     predictor = label_photographs.predictor_of(tmp_path / "a.onnx")
     assert predictor.sizes == (32,)
     images = torch.rand(1, 3, 32, 32) * 2 - 1
-    assert torch.allclose(predictor.network.matte(images),
+    assert torch.allclose(predictor.views[0].network.matte(images),
                           images.mean(dim=1, keepdim=True) / 2 + 0.5, atol=1e-6)
+    image = Image.new("RGB", (32, 32), (255, 0, 51))
+    assert np.allclose(predictor.alpha(image), 0.4, atol=1e-3)
 
 
 @pytest.mark.parametrize("network, count, said", [

@@ -1,0 +1,78 @@
+"""The pairs of a run: to train on, to validate with, and those that cannot be read."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from src.runtime.console import UserError, log, progress
+from src.runtime.distributed import all_gather, shard
+from src.runtime.processes import rank
+from src.runtime.tables import write_table
+from src.runtime.threads import mapped_ahead
+from src.inputs.places import list_images
+from src.data.cache import open_cache
+from src.data.datasets import whole_pair
+from src.data.pairs import Splits, read_pairs, shared_images, split_off
+
+MOST_UNREADABLE = 0.05  # share of all pairs that may be
+
+
+def find_splits(inputs, settings, training):
+    """The `Splits` of a run, without the validation pairs that cannot be read.
+
+    Validation pairs are split off the others where only training data are there.
+    """
+    photographs = tuple(list_images(settings.backgrounds)) if settings.backgrounds else ()
+    cache = open_cache(settings.cache, inputs.kaggle_input is not None)
+    splits = Splits(*(csv and read_pairs(csv, settings.limit, photographs, cache)
+                      for csv in (inputs.train_csv if training else None, inputs.val_csv)))
+    if training and splits.val is None:
+        splits = split_off(splits.train)
+        log(f"No validation CSV: {len(splits.val)} of the training rows validate")
+    if training and (shared := shared_images(*splits)):
+        log(f"WARNING: {shared} validation images are training images too; the validation MSE "
+            "promises too much")
+    if splits.val is None:
+        return splits
+    splits = splits._replace(val=without_unreadable(splits.val))
+    if not training and rank() == 0:
+        write_skipped(inputs.out, splits.val.skipped)
+    return splits
+
+
+def without_unreadable(pairs):
+    """The pairs that can be read; their `skipped` lists the others. Every file is opened once.
+
+    For validation data, of which all is looked at in every epoch anyway. Raises UserError when more
+    than a twentieth cannot be read.
+    """
+    def checked(index):
+        try:
+            return "", whole_pair(pairs, index)[2]
+        except UserError as error:
+            return str(error), []
+
+    indices = progress(shard(range(len(pairs))), "read val", unit="pair")
+    rows = all_gather(list(mapped_ahead(checked, indices)))
+    unreadable = {pairs[i][0]: reason for i, (reason, _) in enumerate(rows) if reason}
+    check_share(unreadable, len(pairs), "validation")
+    backdrops = dict(each for _, backdrops in rows for each in backdrops)
+    readable = np.array([not reason for reason, _ in rows])
+    return replace(pairs.where(readable), skipped={**unreadable, **backdrops})
+
+
+def check_share(unreadable, count, title):
+    """Raise UserError when more than a twentieth of `count` pairs cannot be read."""
+    if len(unreadable) > MOST_UNREADABLE * count:
+        first = next(iter(unreadable.values()))
+        raise UserError(
+            f"{len(unreadable)} of {count} {title} pairs cannot be read, more than "
+            f"{MOST_UNREADABLE:.0%}; the first: {first}")
+
+
+def write_skipped(out, skipped):
+    """skipped.csv: {path: reason} of the files that were left out."""
+    path = out / "skipped.csv"
+    write_table(path, sorted(skipped.items()), ["image_path", "reason"])
+    if skipped:
+        log(f"{len(skipped)} files cannot be read and are left out: see {path}")
