@@ -11,7 +11,8 @@ Debian packages and npm's tarballs are unpacked without being installed. OUT the
 train.csv, for --train-csv, and backdrops/, for --backgrounds. Each cut-out stands, at its own
 resolution, on a transparent square canvas, as MAGICK's images do; the frame cuts some of them off,
 and some are there a second time with a soft part (`soft_parts`) or, on a backdrop in flat/, as a
-flat drawing (`flat_drawings`). Portraits stay in their own frame.
+flat drawing (`flat_drawings`). Portraits stay in their own frame, and so do the subjects of
+--painted, a folder that `painted_subjects` wrote.
 
 The pictures of --subjects, generated or photographed with their alpha, are what MAGICK looks like:
 each is placed SUBJECT_COPIES times, the first as it is, the others `retaken`, unless it shows a
@@ -144,6 +145,13 @@ def portraits(folder):
         with Image.open(path) as image:
             if image.width == image.height and "A" in image.getbands():
                 yield f"portrait_{path.name}", image.convert("RGBA")
+
+
+def canvases(folder):
+    """(name, RGBA image) of the subjects that `painted_subjects` put on their canvas"""
+    for path in sorted(folder.glob("*.webp")):
+        with Image.open(path) as image:
+            yield f"painted_{path.name}", image.convert("RGBA")
 
 
 def trimmed(path, longest=None):
@@ -375,6 +383,8 @@ def main(argv=None):
                         help="names of stamps that validation needs unseen, one per line")
     parser.add_argument("--subjects", type=Path, metavar="FOLDER", nargs="+", default=[],
                         help="pictures of single subjects with their alpha, .png or .webp")
+    parser.add_argument("--painted", type=Path, metavar="FOLDER",
+                        help="subjects of painted_subjects.py, taken as they are")
     parser.add_argument("--unlike", type=Path, metavar="CSV", nargs="+", default=[],
                         help="rows for validation: nothing like their subjects is taken")
     parser.add_argument("--add", type=Path, metavar="CSV", nargs="+", default=[],
@@ -393,7 +403,9 @@ def main(argv=None):
             unpack(arguments.packages, folder)
             found = cutouts(Path(folder), arguments.subjects, left_out, seen,
                             np.random.default_rng(arguments.seed))
-            names = write_cutouts(found, portraits(Path(folder)), out, arguments.seed)
+            painted = canvases(arguments.painted) if arguments.painted else ()
+            names = write_cutouts(found, chain(portraits(Path(folder)), painted), out,
+                                  arguments.seed)
             if not names:
                 raise UserError("no cut-out was found in the packages and the folders")
             flat = write_flat_drawings(out, names, arguments.seed)

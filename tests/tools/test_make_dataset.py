@@ -275,3 +275,15 @@ def test_soft_parts_change_the_alpha_and_keep_the_subject(part):
         assert (np.abs(after - before) > 0.05).any()
         soft = (after > 0.02) & (after < 0.98)
         assert soft.any() and (after[before > 0.9] > 0.9).mean() > 0.5
+
+
+def test_painted_subjects_keep_their_canvas(package, tmp_path):
+    pixels = np.zeros((64, 64, 4), np.uint8)
+    pixels[20:30, :40] = 200
+    (tmp_path / "painted").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "painted" / "bars_0001.webp", lossless=True)
+    out = tmp_path / "set"
+    assert make_dataset.main([str(out), str(package), "--painted", str(tmp_path / "painted")]) == 0
+    assert "cutouts/painted_bars_0001.png" in set(pd.read_csv(out / "train.csv").image_path)
+    with Image.open(out / "cutouts" / "painted_bars_0001.png") as image:
+        assert np.array_equal(np.asarray(image), pixels)
