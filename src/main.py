@@ -1,6 +1,7 @@
 """MAGICK alpha: train U2-NetP, predict the alpha channel of single-subject images."""
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -8,16 +9,18 @@ from dataclasses import replace
 from functools import partial
 
 from src.config import PICTURES, default_text, parse_settings
-from src.runtime.console import UserError, log
+from src.runtime.console import UserError, accept_any_letter, log
 from src.runtime.distributed import (
-    NO_GROUP_STATUS, NoGroup, end_of_another, end_process, first_to_end, leave_group, relaunch,
+    NO_GROUP_STATUS, NoGroup, end_of_another, end_process, first_to_end, is_launched,
+    noted_reason, relaunch,
 )
 from src.runtime.hardware import take_machine
 from src.runtime.processes import rank, world_size
 from src.runtime.stopping import Interrupted, StopWatch
 from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT
+from src.inputs.listing import list_pictures, list_tests
 from src.inputs.places import (
-    KAGGLE_INPUT, check_complete, find_inputs, is_empty, list_pictures, list_tests,
+    KAGGLE_INPUT, KAGGLE_WORKING, check_complete, find_inputs, is_empty,
 )
 from src.data.demo import demo_places, show_demo
 from src.data.splits import find_splits
@@ -32,13 +35,17 @@ from src.results.report import score, shown_pairs, summarise, write_report
 from src.results.submission import predict_tests
 
 KAGGLE_HOURS = 11.5  # Kaggle ends a session after 12
+FINE = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # statuses of runs that did as asked
 UNREADABLE_STATUS = 3  # exit status when an image had a problem, except on Kaggle
 
 
-def run(settings):
-    """The story: find, train or load, choose, predict, write, show. Returns the exit status."""
+def run(settings, failure=""):
+    """The story: find, train or load, choose, predict, write, show. Returns the exit status.
+
+    failure: why a training has failed, after which this run predicts with what is there.
+    """
     machine = take_machine(settings)
-    inputs, checkpoint, training = find(settings)
+    inputs, checkpoint, training = find_after(settings, failure) if failure else find(settings)
     recipe = read_recipe(checkpoint, settings.train_size)
     tests = (list_pictures(settings.pictures, inputs.out, settings.limit) if settings.pictures else
              list_tests(inputs.test_root, inputs.sample_csv, settings.limit))
@@ -66,15 +73,21 @@ def run(settings):
     began = time.monotonic()
     kinds = settings.save or (PICTURES if settings.pictures else ())
     csv_path = None if settings.pictures else inputs.out / "submission.csv"
-    problems = predict_tests(predictor, tests, kinds, inputs.out, csv_path, stop)
+    problems, notes = predict_tests(predictor, tests, kinds, inputs.out, csv_path, stop)
+    problems += [("training", failure)] if failure else []
     # From here on rank 0 works alone, however long it takes: nothing waits for the others any more.
     if rank() == 0:
         rate = len(tests) / (time.monotonic() - began)
-        if finished:
-            (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
-        if not settings.pictures:
-            write_report(inputs.out, settings.preview, scores, shown, tests, problems)
-        summarise(predictor.recipe, scores, rate, problems, inputs.out)
+        try:
+            if finished:
+                (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
+            if not settings.pictures:
+                write_report(inputs.out, settings.preview, scores, shown, tests, problems + notes)
+            summarise(predictor.recipe, scores, rate, problems, notes, inputs.out)
+        except OSError as error:
+            if not inputs.kaggle_input:  # there the submission counts
+                raise
+            log(f"The report is not complete: {error}")
     return UNREADABLE_STATUS if problems and not inputs.kaggle_input else 0
 
 
@@ -103,6 +116,21 @@ def find(settings):
     if demo:
         show_demo(inputs, settings.seed)
     return inputs, checkpoint, training
+
+
+def find_after(settings, failure):
+    """As `find`, for a prediction after a training that has failed: with the best weights of this
+    run, else those it started from, and without its tables, which may be the reason."""
+    log("=" * 72)
+    log(f"THE TRAINING HAS FAILED: {failure}")
+    log("What follows is a prediction with the best weights that there are.")
+    log("=" * 72)
+    best = (settings.out or KAGGLE_WORKING) / BEST_CHECKPOINT
+    checkpoint = None if best.is_file() else settings.checkpoint
+    inputs = find_inputs(replace(settings, checkpoint=checkpoint, train_csv=None, val_csv=None))
+    inputs = replace(inputs, train_csv=None, val_csv=None)
+    check_complete(inputs, training=False)
+    return inputs, read_checkpoint(inputs.checkpoint), False
 
 
 def describe(inputs, settings, training, test_count):
@@ -138,21 +166,33 @@ def seconds_after_training(val_count, test_count, val_seconds):
 
 
 def main(argv=None):
-    """Run from the command line; returns the exit status: 2 for bad input, 3 when test images were
-    unreadable (0 on Kaggle, which would throw the submission away), 128 + the signal's number after
-    a signal."""
-    settings = parse_settings(argv)
-    if KAGGLE_INPUT.is_dir():
+    """Run from the command line; returns the exit status: 2 for bad input, 3 when images had
+    problems, 128 + the signal's number after a signal.
+
+    On Kaggle, which throws away the results of a run that ends with another status than 0, a
+    training that fails is followed by a prediction with the best weights there are.
+    """
+    accept_any_letter()
+    settings, on_kaggle = parse_settings(argv), KAGGLE_INPUT.is_dir()
+    if on_kaggle:
         # Some drivers hang when cards talk to each other directly; by way of the host's memory it
         # costs nothing for gradients of 4 MB.
         os.environ.setdefault("NCCL_P2P_DISABLE", "1")
+    guarded = (on_kaggle and settings.mode != "predict" and not settings.pictures
+               and not is_launched())
+    status = attempt(settings, guarded)
+    if guarded and status not in FINE:
+        return attempt(settings, False, noted_reason(status))
+    return status
+
+
+def attempt(settings, guarded, failure=""):
+    """The exit status of one run, in the processes that it takes; see `run` and `relaunch`."""
     try:
-        launched = relaunch(settings.gpus, settings.device)
+        launched = None if failure else relaunch(settings.gpus, settings.device, guarded)
         if launched is not None:
             return launched
-        status = run(settings)
-        leave_group()
-        return status
+        return run(settings, failure)
     except NoGroup as error:
         print(f"WARNING: process {rank()} cannot work with the others ({error})", flush=True)
         # Not sys.exit: a thread that waits for NCCL could keep the process alive.
@@ -160,12 +200,11 @@ def main(argv=None):
     except Exception as error:
         # Loaders that the error has left behind end their workers here, in order, not at exit.
         traceback.clear_frames(error.__traceback__)
-        return status_of(error)
+        return status_of(error, guarded)
 
 
-def status_of(error):
-    """Say what ended the run, unless another process has; the exit status. Raises what is a
-    mistake in this script."""
+def status_of(error, guarded):
+    """Report why the run ended and return the exit status; re-raise bugs, unless it is guarded."""
     if isinstance(error, Interrupted):
         status, sentence = 128 + error.args[0], "Stopped. The same command goes on from here."
     elif isinstance(error, UserError):
@@ -176,10 +215,12 @@ def status_of(error):
     else:
         status = end_of_another(error)
         if status is None:
-            first_to_end(1)
-            raise error
-        return status
-    if first_to_end(status):
+            first_to_end(1, f"{type(error).__name__}: {error}")
+            if not guarded:
+                raise error
+            traceback.print_exception(error)
+        return status or 1
+    if first_to_end(status, sentence.removeprefix("error: ")):
         print(sentence, file=sys.stdout if isinstance(error, Interrupted) else sys.stderr)
     return status
 

@@ -98,5 +98,5 @@ def test_every_attached_checkpoint_of_this_project_counts(weights, tmp_path, cap
     together = BUNDLE.with_others(predictor, checkpoint, others, True, None)
     assert [view.size for view in together.views] == [32, 64, 64]
     assert together.recipe == dataclasses.replace(predictor.recipe, calibration=None)
-    assert f"{others[1]} is left out: it has no recipe" in capsys.readouterr().out
+    assert f"{others[1]}: has no recipe" in capsys.readouterr().out
     assert BUNDLE.with_others(predictor, checkpoint, (), True, None) is predictor

@@ -3,6 +3,7 @@ place that looks like Kaggle's, without a network."""
 
 import base64
 import http.server
+import io
 import json
 import os
 import shlex
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -99,15 +101,19 @@ def test_a_push_sends_the_bundle_and_the_settings(kaggle_stub, repository):
 
 def test_the_weights_become_a_dataset(kaggle_stub, repository):
     folder = repository / "kernel" / "weights"
-    done = client(kaggle_stub, repository, "datasets", "create", "-p", "kernel/weights")
+    done = client(kaggle_stub, repository, "datasets", "create", "-p", "kernel/weights",
+                  "--dir-mode", "zip")
     assert done.returncode == 0, done.stdout + done.stderr
     files = {path.name: path.read_bytes() for path in folder.iterdir()
              if path.name != "dataset-metadata.json" and path.is_file()}
     started = [json.loads(body) for path, body in kaggle_stub.requests
                if path.endswith("UploadFile") or path.endswith("BlobUpload")]
-    assert {each["name"] for each in started} == set(files) >= {"u2netp_alpha.pth"}
+    assert {each["name"] for each in started} == {*files, "backdrops.zip"} > {"u2netp_alpha.pth"}
     uploads = [body for path, body in kaggle_stub.requests if path == "/upload"]
-    assert sorted(uploads) == sorted(files.values())
+    (zipped,) = [body for body in uploads if body not in files.values()]
+    names = {path.name for path in (folder / "backdrops").iterdir()}
+    assert set(zipfile.ZipFile(io.BytesIO(zipped)).namelist()) == names and len(names) == 26
+    assert len(uploads) == len(files) + 1
     created = [json.loads(body) for path, body in kaggle_stub.requests
                if path.endswith("/CreateDataset")]
     assert created[-1]["ownerSlug"] == "some-one" and created[-1]["slug"] == "magick-alpha-weights"
@@ -250,16 +256,16 @@ def kaggle_input(folder, *, pairs=False, weights=None):
     return folder
 
 
-def kaggle_run(root, out, before="true", **settings):
+def kaggle_run(root, out, before="true", change=("", ""), **settings):
     """The finished run of a script built with these settings, in a place like Kaggle's.
 
-    before: what the shell does there first.
+    before: what the shell does there first; change: a text of the script and what replaces it.
     """
     out.mkdir()
     script = out.with_suffix(".py")
     script.write_text(build.bundle(ROOT, [
         build.parse_setting(f"{name}={text}") for name, text in {**QUICK, **settings}.items()
-        if text]))
+        if text]).replace(*change))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     return subprocess.run(
         ["unshare", "-n", "-m", "-u", "sh", "-c", KAGGLE_RUN, "sh", root, out, script,
@@ -325,8 +331,10 @@ def test_an_unreadable_image_does_not_cost_the_submission(tmp_path, namespaces):
 
 
 def test_training_goes_on_in_the_next_session(tmp_path, namespaces):
-    """The first version runs out of time; its output, attached read-only, is continued."""
+    """The first version runs out of time; its output, attached read-only, is continued. Without a
+    validation CSV, of which its validation.csv is none."""
     root = kaggle_input(tmp_path / "input", pairs=True)
+    (root / "datasets/someone/pairs/val.csv").unlink()
     settings = {"mode": "train", "epochs": "2000", "save_minutes": "1000"}
     first, limit = run_with_an_epoch(root, tmp_path / "first", 42, **settings)
     assert first.returncode == 0, first.stdout + first.stderr
@@ -343,6 +351,40 @@ def test_training_goes_on_in_the_next_session(tmp_path, namespaces):
     assert after.val_mse[0] == pytest.approx(before["metrics"][0]["val_mse"])
     assert len(pd.read_csv(tmp_path / "second" / "submission.csv")) == 2
     assert (tmp_path / "second" / "u2netp_best.pth").is_file()
+
+
+def damaged(root):
+    """Two of 38 images, more than a twentieth, which come after some good epochs"""
+    pairs = root / "datasets" / "someone" / "pairs"
+    write_pairs(pairs, 38, 32)
+    for number in (3, 17):
+        (pairs / "images" / f"train{number}.png").write_bytes(b"torn")
+
+
+KILLED = ("def train_step(run, batch):\n",
+          "def train_step(run, batch):\n    run.epoch == 3 and os.kill(os.getpid(), 9)\n")
+
+
+@pytest.mark.parametrize("spoil, change, settings, reason", [
+    (damaged, ("", ""), {"epoch_samples": "8", "epochs": "6"}, "training pairs cannot be read"),
+    (None, ("", ""), {"lr": "1e30", "epochs": "4"}, "not finite"),
+    (None, KILLED, {"epochs": "4", "gpus": "2", "device": "cpu"}, "SIGKILL")],
+    ids=["damaged files", "diverging", "killed"])
+def test_a_training_that_fails_is_followed_by_a_prediction(
+        tmp_path, namespaces, spoil, change, settings, reason):
+    """With the best weights of this run, or those that it started from; status 0."""
+    root = kaggle_input(tmp_path / "input", pairs=True, weights="u2netp_alpha.pth")
+    (spoil or (lambda root: None))(root)
+    out = tmp_path / "working"
+    loopback = f"{shlex.quote(sys.executable)} -c '{LOOPBACK_UP}'"
+    done = kaggle_run(root, out, loopback, change, mode="train", **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "THE TRAINING HAS FAILED" in done.stdout and "Epoch 1:" in done.stdout or spoil is None
+    table = pd.read_csv(out / "problems.csv")
+    assert list(table.filename) == ["training"] and reason in table.reason[0]
+    assert "  checkpoint: /kaggle/working/u2netp_best.pth" in done.stdout
+    masks = pd.read_csv(out / "submission.csv", dtype=str)
+    assert list(masks.filename) == ["2", "1"]
 
 
 NO_NETWORK = """

@@ -19,7 +19,7 @@ P_PHOTOGRAPH = 0.5  # when there are any; else every backdrop is painted
 # Shop pictures stand before white and light grey, which random colours hardly ever hit.
 PAINTED = {"studio": 0.5, "plain": 0.1, "gradient": 0.1, "textured": 0.15, "patterned": 0.15}
 P_SHADOW, P_STUDIO_SHADOW = 0.3, 0.6
-P_RECOLOURED, RECOLOURED = 0.2, (0.3, 0.85)  # before a studio's backdrop; how far towards it
+P_RECOLOURED, RECOLOURED = 0.1, (0.2, 0.6)  # before a studio; how far towards its colour
 PHOTOGRAPH_TRIES = 20  # photographs in a row that may be unreadable before one is painted
 TILE = 128  # pixels, side of a painted backdrop before it is stretched over the frame
 MOTIF_FRAME = 320  # pixels of a frame in which a pattern's motif has the size that is painted
@@ -318,10 +318,13 @@ class PhotographPool:
             waiting = self.waiting.pop(epoch, None)
             found = waiting.result() if waiting else self.read(epoch)
             self.is_complete = len(found) + len(self.unreadable) >= len(self.paths)
+            if self.is_complete:  # the same list in whichever epoch a resumed run begins
+                found = dict(sorted(found.items()))
             if not found:
                 raise UserError(f"none of the backdrops can be read; the first: "
                                 f"{next(iter(self.unreadable.values()))}")
-            self.photographs, self.epoch = [each.to(self.device) for each in found], epoch
+            self.photographs = [each.to(self.device) for each in found.values()]
+            self.epoch = epoch
         return self.photographs
 
     def prepare(self, epoch):
@@ -330,12 +333,13 @@ class PhotographPool:
             self.waiting[epoch] = self.thread.submit(self.read, epoch)
 
     def read(self, epoch):
-        """The epoch's photographs, in the host's memory"""
-        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.paths))
-        photographs, room = [], POOL_BYTES
-        for pixels in mapped_ahead(self.readable, (self.paths[index] for index in order)):
+        """{index of the path: pixels} of the epoch's photographs, in the host's memory"""
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self.paths)).tolist()
+        photographs, room = {}, POOL_BYTES
+        for index, pixels in zip(order, mapped_ahead(
+                self.readable, (self.paths[index] for index in order))):
             if pixels is not None:
-                photographs.append(pixels)
+                photographs[index] = pixels
                 room -= pixels.nbytes
             if room < 0:
                 break

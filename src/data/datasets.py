@@ -12,7 +12,7 @@ from src.runtime.distributed import shard
 from src.runtime.processes import world_size
 from src.data.backdrops import TILE, no_surroundings, recomposed, sample_surroundings
 from src.data.cache import LOSSLESS, LOSSY
-from src.data.images import open_alpha, open_image
+from src.data.images import open_image, open_pair
 from src.data.pixels import alpha_tensor, image_tensor, resized
 
 READ_TRIES = 20  # pairs that are tried for one item
@@ -20,25 +20,13 @@ LONGEST = 16  # times its shorter side; an image that is longer is squeezed for 
 
 
 def open_layers(image_path, alpha_path):
-    """[RGB image, L alpha] of one size, or [RGBA image] when there is no alpha path.
-
-    An alpha of another size but the same shape is resized; another shape is refused.
-    """
-    if not alpha_path:
-        cutout = open_image(image_path, "RGBA")
-        if cutout.getchannel("A").getextrema()[0] == 255:
-            raise UserError(f"{image_path}: is opaque, and its row names no alpha")
-        return [cutout]
-    image, alpha = open_image(image_path, "RGB"), open_alpha(alpha_path)
-    if image.size != alpha.size:
-        ratio = (image.width * alpha.height) / (image.height * alpha.width)
-        if abs(ratio - 1) > 0.02:
-            raise UserError(
-                f"{alpha_path}: is {alpha.width}x{alpha.height}, its image {image_path} is "
-                f"{image.width}x{image.height}; they must have the same shape"
-            )
-        alpha = alpha.resize(image.size, Image.Resampling.BILINEAR)
-    return [image, alpha]
+    """[RGB image, L alpha] of one size, or [RGBA image] when there is no alpha path."""
+    if alpha_path:
+        return open_pair(image_path, alpha_path)
+    cutout = open_image(image_path, "RGBA")
+    if cutout.getchannel("A").getextrema()[0] == 255:
+        raise UserError(f"{image_path}: is opaque, and its row names no alpha")
+    return [cutout]
 
 
 class TrainingSet(Dataset):

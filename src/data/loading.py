@@ -4,7 +4,7 @@ import signal
 
 from torch.utils.data import DataLoader, default_collate
 
-from src.runtime.distributed import shard
+from src.runtime.distributed import TIMEOUT, shard
 from src.runtime.hardware import fitting_loader
 
 GRACE_SECONDS = 60  # that a loader worker outlives the signal which asks the run to end
@@ -24,7 +24,8 @@ def make_loader(dataset, batch_size, machine, sampler):
     return DataLoader(
         dataset, batch_size=batch_size, sampler=sampler, num_workers=workers,
         prefetch_factor=ahead if workers else None, collate_fn=collated,
-        pin_memory=machine.device.type == "cuda", worker_init_fn=outlive_signals)
+        pin_memory=machine.device.type == "cuda", worker_init_fn=outlive_signals,
+        timeout=TIMEOUT.seconds if workers else 0)  # of a read that hangs
 
 
 def collated(items):

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +15,14 @@ from src.runtime.console import UserError, log
 from src.runtime.tables import near_name, no_column, read_table
 from src.inputs.discovery import COLUMNS, INDEX_COLUMN
 from src.data.cache import Cache
+from src.data.images import open_alpha, open_image
 
+PARTS = re.compile(r"[\\/]")  # what separates the parts of a path on any system
 BACKDROP = "backdrop"  # optional column: the kind of backdrop, which errors are listed with
 ROWS_TO_PLACE = 20  # rows that are tried to learn which folder a CSV's paths are relative to
+ALPHA_NAMES = ("mask_path", "matte_path", "alpha", "mask", "matte")  # of alpha_path by others
+MISSING = ("nan", "NaN", "NA", "<NA>", "None", "null", "NULL")  # in a cell without a value
+ALPHAS_TRIED = 32  # of which one at least must show something
 HELD_OUT = 0.05  # share of the images that validate when there is no validation CSV,
 MOST_HELD_OUT = 500  # and their number at most
 
@@ -65,14 +71,15 @@ class Splits(NamedTuple):
     val: Pairs | None
 
 
-def read_pairs(csv_path, limit=None, photographs=(), cache=None):
+def read_pairs(csv_path, limit=None, photographs=(), cache=None, roots=()):
     """`Pairs` of a CSV with the column image_path, its first `limit` rows.
 
-    The alpha is in alpha_path; where that column is missing, empty or the image itself, it is the
-    image's alpha channel. Paths may be absolute, or relative to the working folder, to the CSV's
-    folder, or to a folder above it; paths of another machine are found by their last parts. An
-    index of MAGICK, a table with page_id, names cut-outs. Raises UserError when the table or a
-    column cannot be used, or none of a column's first files is found.
+    The alpha is in alpha_path, or in a column of one of ALPHA_NAMES with file names in it; where
+    that is missing, empty or the image itself, it is the image's alpha channel. Paths may be
+    absolute, or relative to the working folder, to the CSV's folder, to a folder above it, or to
+    one of the roots; paths of another machine are found by their last parts. An index of MAGICK, a
+    table with page_id, names cut-outs. Raises UserError when the table or a column cannot be used,
+    or none of a column's first files is found.
     """
     table = read_table(csv_path, limit)
     image_column, alpha_column = COLUMNS
@@ -81,19 +88,19 @@ def read_pairs(csv_path, limit=None, photographs=(), cache=None):
         table = pd.DataFrame({image_column: "images/" + pages.str[:2] + "/" + pages + ".png"})
     if image_column not in table.columns:
         raise UserError(f"{csv_path}: {no_column(image_column, table.columns)}")
+    table = table.mask(table.isin(MISSING), "")
     table = table[table[image_column] != ""]
     if table.empty:
         raise UserError(f"{csv_path}: has no rows with an {image_column}")
     images = table[image_column]
+    alpha_column = alpha_column_of(table, csv_path) or alpha_column
     alphas = table.get(alpha_column, pd.Series("", images.index))
-    if alpha_column not in table.columns and (near := near_name(alpha_column, table.columns)):
-        raise UserError(f"{csv_path}: {no_column(alpha_column, [near])}")
     alphas = alphas.where(alphas != images, "")
     repeated = int(table.duplicated().sum())
     if repeated:
         log(f"{csv_path}: {repeated} rows come more than once, and count as often")
-    pairs = Pairs(placed_paths(images, image_column, csv_path),
-                  placed_paths(alphas, alpha_column, csv_path), tuple(photographs),
+    pairs = Pairs(placed_paths(images, image_column, csv_path, roots),
+                  placed_paths(alphas, alpha_column, csv_path, roots), tuple(photographs),
                   table[BACKDROP].to_numpy(str) if BACKDROP in table.columns else None,
                   cache)
     if (pairs.images == pairs.alphas).any():
@@ -102,7 +109,22 @@ def read_pairs(csv_path, limit=None, photographs=(), cache=None):
     return pairs
 
 
-def placed_paths(column, name, csv_path):
+def alpha_column_of(table, csv_path):
+    """The name of a table's column of alphas, None where it has none. Raises UserError for one of
+    nearly the right name."""
+    usual = COLUMNS[1]
+    if usual in table.columns:
+        return usual
+    names = {str(name).lower(): name for name in table.columns}
+    for other in (names[name] for name in ALPHA_NAMES if name in names):
+        if table[other].str.contains(r"\.[A-Za-z]\w*$").any():  # not a number or a word
+            log(f"{csv_path}: the column {other} is taken for {usual}")
+            return other
+    if near := near_name(usual, table.columns):
+        raise UserError(f"{csv_path}: {no_column(usual, [near])}")
+
+
+def placed_paths(column, name, csv_path, roots=()):
     """A column's paths as encoded strings that can be opened from here; '' stays ''.
 
     Which folder they are relative to, and how many leading parts belong to another machine, is
@@ -114,9 +136,9 @@ def placed_paths(column, name, csv_path):
     sample = (filled if relative.empty else relative).head(ROWS_TO_PLACE)
     if sample.empty:
         return np.array([b""] * len(column))
-    bases = [Path.cwd(), *Path(csv_path).resolve().parents]
-    deepest = max(len(re.split(r"[\\/]", path)) for path in sample)
-    for dropped in range(deepest):
+    bases = [Path.cwd(), *Path(csv_path).resolve().parents, *roots]
+    deepest = max(len(PARTS.split(path)) for path in sample)
+    for dropped in (None, *range(deepest)):
         for base in bases:
             if any(is_file(base / without_parts(path, dropped)) for path in sample):
                 if dropped:
@@ -132,8 +154,8 @@ def placed_paths(column, name, csv_path):
 
 
 def without_parts(path, count):
-    """A path of any system without its first `count` parts; unchanged when count is 0."""
-    return "/".join(re.split(r"[\\/]", path)[count:]) if count else path
+    """A path of any system without its first `count` parts; None: to the letter."""
+    return path if count is None else "/".join(PARTS.split(path)[count:])
 
 
 def is_file(path):
@@ -147,17 +169,48 @@ def is_file(path):
 def split_off(pairs):
     """`Splits` of the pairs to learn from, where no others were given.
 
-    The images whose file names have the lowest hashes validate, a twentieth and at most 500: the
-    same ones whatever the order of the rows, and all rows of an image on one side.
+    A twentieth of the images validates, at most 500, with all their rows.
     """
-    names = [hashlib.sha256(os.path.basename(path)).digest() for path in pairs.images]
-    images = sorted(set(names))
-    if len(images) < 2:
+    images = len({os.path.basename(path) for path in pairs.images})
+    if images < 2:
         raise UserError("a single image to learn from leaves none to validate with; name some "
                         "with --val-csv")
-    held_out = set(images[:max(1, min(MOST_HELD_OUT, round(HELD_OUT * len(images))))])
-    mask = np.array([name in held_out for name in names])
+    mask = lowest_hashes(pairs, max(1, min(MOST_HELD_OUT, round(HELD_OUT * images))))
     return Splits(pairs.where(~mask), pairs.where(mask))
+
+
+def lowest_hashes(pairs, count):
+    """bool [len]: where the `count` images are whose file names have the lowest hashes, the same
+    ones whatever the order of the rows."""
+    names = [hashlib.sha256(os.path.basename(path)).digest() for path in pairs.images]
+    chosen = set(sorted(set(names))[:count])
+    return np.array([name in chosen for name in names])
+
+
+def check_alphas(pairs):
+    """Look at ALPHAS_TRIED alphas from all over the pairs before anything learns from them.
+
+    Raises UserError when each of them is empty; warns when each is full, or none is above a half.
+    Those that cannot be read are passed over.
+    """
+    extrema = []
+    for index in np.unique(np.linspace(0, len(pairs) - 1, ALPHAS_TRIED).astype(int)).tolist():
+        image, alpha = pairs[index]
+        with suppress(UserError):
+            layer = open_alpha(alpha) if alpha else open_image(image, "RGBA").getchannel("A")
+            extrema.append((*layer.getextrema(), alpha or image))
+    if not extrema:
+        return
+    lowest, highest = min(low for low, _, _ in extrema), max(high for _, high, _ in extrema)
+    looked_at = f"all {len(extrema)} alphas that were looked at ({extrema[0][2]} among them)"
+    if highest == 0:
+        raise UserError(f"{looked_at} are empty: a training would learn that there is never "
+                        "anything; save masks with 0 for the backdrop and 255 for the subject")
+    if lowest == 255:
+        log(f"WARNING: {looked_at} are full, as if there were no backdrop")
+    elif highest < 128:
+        log(f"WARNING: {looked_at} have no level above {highest} of 255, so a training would learn "
+            "that nothing is ever solid; save masks with 255 for the subject")
 
 
 def shared_images(pairs, others):

@@ -9,10 +9,13 @@ from src.runtime.distributed import all_gather, shard
 from src.runtime.processes import rank
 from src.runtime.tables import write_table
 from src.runtime.threads import mapped_ahead
-from src.inputs.places import list_images
+from src.inputs.discovery import mounted_folders
+from src.inputs.listing import list_backdrops
 from src.data.cache import open_cache
 from src.data.datasets import whole_pair
-from src.data.pairs import Splits, read_pairs, shared_images, split_off
+from src.data.pairs import (
+    MOST_HELD_OUT, Splits, check_alphas, lowest_hashes, read_pairs, shared_images, split_off,
+)
 
 MOST_UNREADABLE = 0.05  # share of all pairs that may be
 
@@ -22,10 +25,17 @@ def find_splits(inputs, settings, training):
 
     Validation pairs are split off the others where only training data are there.
     """
-    photographs = tuple(list_images(settings.backgrounds)) if settings.backgrounds else ()
+    photographs = tuple(list_backdrops(inputs.backgrounds)) if inputs.backgrounds else ()
     cache = open_cache(settings.cache, inputs.kaggle_input is not None)
-    splits = Splits(*(csv and read_pairs(csv, settings.limit, photographs, cache)
+    roots = mounted_folders(inputs.kaggle_input) if inputs.kaggle_input else ()
+    splits = Splits(*(csv and read_pairs(csv, settings.limit, photographs, cache, roots)
                       for csv in (inputs.train_csv if training else None, inputs.val_csv)))
+    if training:
+        check_alphas(splits.train)
+        if not photographs and (splits.train.alphas == b"").any():
+            log("WARNING: cut-outs are put on painted backdrops only, for want of photographs: a "
+                "training that had nothing else made the error before real scenes 1.6 times that "
+                "of the published weights (0.0431, 0.0267); name photographs with --backgrounds")
     if training and splits.val is None:
         splits = split_off(splits.train)
         log(f"No validation CSV: {len(splits.val)} of the training rows validate")
@@ -34,6 +44,9 @@ def find_splits(inputs, settings, training):
             "promises too much")
     if splits.val is None:
         return splits
+    if len(splits.val) > MOST_HELD_OUT:
+        log(f"{MOST_HELD_OUT} of {len(splits.val)} validation rows are looked at, always the same")
+        splits = splits._replace(val=splits.val.where(lowest_hashes(splits.val, MOST_HELD_OUT)))
     splits = splits._replace(val=without_unreadable(splits.val))
     if not training and rank() == 0:
         write_skipped(inputs.out, splits.val.skipped)

@@ -1,11 +1,13 @@
 """What lies under /kaggle/input, in whatever folders Kaggle and a dataset's author put it."""
 
+import csv
+import io
 import os
 from collections import deque
 from itertools import islice
 from pathlib import Path
 
-from src.runtime.tables import SEPARATORS
+from src.runtime.tables import open_text, read_header
 
 COLUMNS = ("image_path", "alpha_path")  # of a table of pairs
 INDEX_COLUMN = "page_id"  # of MAGICK's own index: images/<first two characters>/<page_id>.png
@@ -13,8 +15,10 @@ BEST_CHECKPOINT = "u2netp_best.pth"  # the weights of a training's best epoch
 LAST_CHECKPOINT = "last.pth"  # all that an unfinished training needs to continue
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MOST_FOLDERS, MOST_ENTRIES = 10_000, 2_000_000  # that are looked at
-TEST_FOLDER = "orig_1024"
-KINDS = ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint", "unfinished")
+SHIPPED_CHECKPOINT = "u2netp_alpha.pth"
+TEST_FOLDER, BACKDROP_FOLDER = "orig_1024", "backdrops"
+KINDS = ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint", "unfinished",
+         "backgrounds")
 
 
 def discover(root):
@@ -32,6 +36,11 @@ def discover(root):
         if kind:
             found[kind].append((rank_of_name, depth, str(path), path))
     return {kind: [path for *_, path in sorted(each)] for kind, each in found.items()}
+
+
+def mounted_folders(root):
+    """The folders at most three levels below the root, where Kaggle mounts data sets."""
+    return [path for depth, path, is_folder in walk(root) if is_folder and depth <= 3]
 
 
 def walk(root):
@@ -64,7 +73,9 @@ def entries_but_images(folder, most):
 
 
 def kind_of_folder(path):
-    """('test_root', rank) or (None, 0)"""
+    """(kind, rank of the name: lower is better), (None, 0) for a folder of no use."""
+    if path.name == BACKDROP_FOLDER:  # the shipped ones are the last choice
+        return "backgrounds", int((path.parent / SHIPPED_CHECKPOINT).is_file())
     return ("test_root", 0) if path.name == TEST_FOLDER else (None, 0)
 
 
@@ -73,13 +84,15 @@ def kind_of_file(path):
     name, suffix = path.stem.lower(), path.suffix.lower()
     if path.name == LAST_CHECKPOINT:
         return "unfinished", 0
-    if suffix in (".pth", ".pt"):
+    if suffix in (".pth", ".pt", ".safetensors"):
         order = ("u2netp_best", "u2netp_alpha")
         usual = order.index(name) if name in order else 3 if "u2netp" in name else 4
         return "checkpoint", usual
     if suffix not in (".csv", ".tsv"):
         return None, 0
     columns = header_of(path)
+    if COLUMNS[1] not in columns and columns & {"mse", "reason"}:
+        return None, 0  # validation.csv or skipped.csv of an earlier session
     if {"filename", "image_utf"} <= columns:
         return ("sample_csv", 0) if "sample" in name else (None, 0)
     if COLUMNS[0] in columns and "test" not in name:
@@ -89,11 +102,9 @@ def kind_of_file(path):
 
 
 def header_of(path):
-    """The column names in a text table's first line, as a set."""
+    """The column names of a text table, as a set."""
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            line = file.readline(10_000)
-    except OSError:
+        with open_text(path, errors="replace") as file:
+            return set(read_header(io.StringIO(file.read(10_000)))[0])
+    except (OSError, UnicodeError, csv.Error):
         return set()
-    separator = max(SEPARATORS, key=line.count)
-    return {name.strip().strip('"') for name in line.split(separator)}

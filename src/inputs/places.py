@@ -1,17 +1,12 @@
 """Where things are, on Kaggle or locally, and what is missing."""
 
-import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-from PIL import Image
-
-from src.config import PICTURES
 from src.runtime.console import UserError, log
-from src.runtime.tables import no_column, read_table
-from src.inputs.discovery import BEST_CHECKPOINT, discover
+from src.inputs.discovery import (
+    BACKDROP_FOLDER, BEST_CHECKPOINT, SHIPPED_CHECKPOINT, discover,
+)
 
 KAGGLE_INPUT = Path("/kaggle/input")
 KAGGLE_WORKING = Path("/kaggle/working")
@@ -25,7 +20,7 @@ LOCAL_PLACES = {
 }
 # The shipped weights first. The repository is one folder above kernel/, two above src/inputs/.
 LOCAL_CHECKPOINTS = (
-    *(folder / "kernel" / "weights" / "u2netp_alpha.pth"
+    *(folder / "kernel" / "weights" / SHIPPED_CHECKPOINT
       for folder in Path(__file__).resolve().parents[1:3]),
     Path("U-2-Net/saved_models/u2netp/u2netp.pth"),
 )
@@ -41,6 +36,7 @@ class Inputs:
     sample_csv: Path | None
     checkpoint: Path | None
     unfinished: Path | None  # an attached training that may be continued
+    backgrounds: Path | None
     out: Path
     kaggle_input: Path | None  # set on Kaggle only
     others: tuple[Path, ...] = ()  # more checkpoints, whose alphas are averaged with the first's
@@ -86,7 +82,8 @@ def find_inputs(settings, kaggle_input=KAGGLE_INPUT):
 
 def checked(path, name):
     """The path of a flag, if it is there and of the right kind."""
-    is_right, kind = (path.is_dir, "folder") if name == "test_root" else (path.is_file, "file")
+    is_folder = name in ("test_root", "backgrounds")
+    is_right, kind = (path.is_dir, "folder") if is_folder else (path.is_file, "file")
     if not is_right():
         flag = "--" + name.replace("_", "-")
         raise UserError(f"{flag} {path}: there is no such {kind} (working folder: {Path.cwd()})")
@@ -96,8 +93,10 @@ def checked(path, name):
 def search_local():
     """What lies where the notebook has it, in the form of `discover`."""
     found = {name: [path] if path.exists() else [] for name, path in LOCAL_PLACES.items()}
-    return {**found, "unfinished": [],
-            "checkpoint": [path for path in LOCAL_CHECKPOINTS if path.is_file()][:1]}
+    weights = [path for path in LOCAL_CHECKPOINTS if path.is_file()][:1]
+    backdrops = [path.with_name(BACKDROP_FOLDER) for path in weights
+                 if path.with_name(BACKDROP_FOLDER).is_dir()]
+    return {**found, "unfinished": [], "checkpoint": weights, "backgrounds": backdrops}
 
 
 def is_empty(inputs):
@@ -123,113 +122,3 @@ def missing(inputs, wanted, flag):
         there = ", ".join(sorted(path.name for path in root.iterdir())[:20]) or "nothing"
         return f"no {wanted} under {root}, which holds {there}: attach it as a dataset"
     return f"no {wanted}: name it with {flag}"
-
-
-class TestImage(NamedTuple):
-    """A row of the submission to be: its name, and its image (None: there is no such file)."""
-
-    name: str
-    path: Path | None
-
-
-def list_tests(folder, sample_csv=None, limit=None):
-    """The `TestImage`s of a submission, at most `limit`.
-
-    A sample submission decides their names and order; what it lacks, and what the folder lacks, is
-    reported. Without one they are all images of the folder in natural order, named without their
-    last extension.
-    """
-    if sample_csv is None:
-        return [TestImage(path.stem, path) for path in list_images(folder, limit)]
-    table = read_table(sample_csv)
-    if "filename" not in table.columns:
-        raise UserError(f"{sample_csv}: {no_column('filename', table.columns)}")
-    paths = image_files(folder)
-    by_name = {path.stem: path for path in paths} | {path.name: path for path in paths}
-    tests = [TestImage(name, by_name.get(name)) for name in table["filename"]]
-    if len({test.name for test in tests}) < len(tests):
-        raise UserError(f"{sample_csv}: names an image twice")
-    present = {test.path for test in tests} - {None}
-    if not present:
-        raise UserError(f"{sample_csv}: names no image of {folder}; name the right ones with "
-                        "--sample-csv and --test-root")
-    report("in the sample submission but not in the folder; a blank mask stands in for each",
-           [test.name for test in tests if test.path is None])
-    report("in the folder but not in the sample submission, and are left out",
-           [path.name for path in paths if path not in present])
-    return tests[:limit]
-
-
-def list_pictures(places, out, limit=None):
-    """The `TestImage`s of photos and of folders with all that is in them, at most `limit`.
-
-    A name is the path below the folder without its last extension, which stays where two names
-    would be the same. What an earlier run has written below `out` is left out. Raises UserError
-    when a place does not exist or there is no picture.
-    """
-    paths = []  # (picture, the folder that its name leaves out)
-    for place in places:
-        if place.is_dir():
-            found = image_files(place, recursive=True)
-        elif place.is_file():
-            found = [place]
-        else:
-            raise UserError(f"{place}: there is no such picture or folder (working folder: "
-                            f"{Path.cwd()})")
-        base = place if place.is_dir() else place.parent
-        paths += [(path, base) for path in found]
-    results = [(out / kind).resolve() for kind in PICTURES]
-    paths = [(path, base) for path, base in paths
-             if not any(result in path.resolve().parents for result in results)]
-    names = [path.relative_to(base).with_suffix("").as_posix() for path, base in paths]
-    common = {name for name, count in Counter(names).items() if count > 1}
-    names = [path.relative_to(base).as_posix() if name in common else name
-             for name, (path, base) in zip(names, paths)]
-    for name, count in Counter(names).items():
-        if count > 1:
-            raise UserError(f"{name}: is there {count} times; name one folder that holds them all")
-    if not names:
-        raise UserError(f"{places[0]}: there is no picture")
-    return [TestImage(name, path) for name, (path, _) in zip(names, paths)][:limit]
-
-
-def report(what, names):
-    """A log line about test images, if there are any"""
-    if names:
-        shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-        log(f"{len(names)} test images are {what}: {shown}")
-
-
-def natural_key(name):
-    """Sort key that reads digits as numbers: 1, 2, 10 and not 1, 10, 2."""
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part)
-            for part in re.split(r"(\d+)", name) if part], name
-
-
-def image_files(folder, recursive=False):
-    """The image files of a folder, by their suffixes, in natural order; others are left out."""
-    suffixes = Image.registered_extensions()
-    return sorted(
-        (p for p in (folder.rglob("*") if recursive else folder.iterdir())
-         if p.suffix.lower() in suffixes and not p.name.startswith(".") and p.is_file()),
-        key=lambda p: natural_key(p.relative_to(folder).as_posix()),
-    )
-
-
-def list_images(folder, limit=None):
-    """`image_files`, at most `limit`.
-
-    Raises UserError when there is none, or when two would get the same name in the submission.
-    """
-    images = image_files(folder)
-    if not images:
-        raise UserError(f"{folder}: there is no image in this folder")
-    by_stem = {}
-    for path in images:
-        other = by_stem.setdefault(path.stem, path)
-        if other is not path:
-            raise UserError(
-                f"{folder}: {other.name} and {path.name} would both be the row {path.stem!r}; "
-                "remove or rename one"
-            )
-    return images[:limit]

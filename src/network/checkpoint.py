@@ -8,6 +8,7 @@ import torch
 
 from src.runtime.console import UserError
 from src.runtime.files import digest, replacing
+from src.network.safetensors import read_safetensors
 from src.network.u2net import NETWORKS
 
 WRAPPERS = ("model_state", "state_dict", "model")  # keys under which a state_dict may lie
@@ -50,6 +51,11 @@ def read_checkpoint(path):
 
 def unpickled(path):
     """What torch.load finds in the file, or a UserError that says what the file is instead."""
+    if path.suffix.lower() == ".safetensors":
+        return read_safetensors(path)
+    if path.suffix.lower() == ".onnx":
+        raise UserError(f"{path}: is an ONNX file; make a checkpoint of it with `python -m "
+                        f"src.tools.import_onnx {path} {path.stem}.pth`")
     with open(path, "rb") as file:
         start = file.read(200).lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
@@ -130,7 +136,8 @@ def write_checkpoint(path, model_state, **more):
     """
     state = {key: tensor.detach().cpu() for key, tensor in model_state.items()}
     with replacing(path) as part:
-        torch.save({"model_state": state, **more}, part)
+        with open(part, "wb") as file:  # by its name the archive would differ from run to run
+            torch.save({"model_state": state, **more}, file)
         written = torch.load(part, map_location="cpu", weights_only=True)["model_state"]
         for key, tensor in state.items():
             if not torch.equal(written[key], tensor):

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from src.runtime.console import log, progress
+from src.runtime.console import UserError, log, progress
 from src.runtime.distributed import all_gather, shard
 from src.runtime.threads import mapped_ahead
 from src.data.datasets import whole_pair
@@ -60,7 +60,8 @@ def squared_error(alpha, truth):
 
 def candidate_sizes(sizes):
     """Several sizes as they are; a single one, and a quarter more, in multiples of 32 pixels."""
-    return sizes if len(sizes) > 1 else (*sizes, 32 * round(1.25 * sizes[0] / 32))
+    larger = 32 * round(1.25 * sizes[0] / 32)
+    return sizes if len(sizes) > 1 or larger == sizes[0] else (*sizes, larger)
 
 
 def choose_views(predictor, pairs, sizes):
@@ -130,9 +131,14 @@ def with_others(predictor, checkpoint, paths, only_ours, val_pairs):
     members = {str(checkpoint.path): predictor} if paths else {}
     seen = {weights_digest(checkpoint.model_state): checkpoint.path} if paths else {}
     for path in paths:
-        other = read_checkpoint(path)
-        if only_ours and not other.recipe:
-            log(f"{path} is left out: it has no recipe, so it is not of this project")
+        try:
+            other = read_checkpoint(path)
+            if only_ours and not other.recipe:
+                raise UserError(f"{path}: has no recipe, so it is not of this project")
+        except UserError as error:
+            if not only_ours:
+                raise
+            log(f"Left out of the ensemble: {error}")
             continue
         same = seen.setdefault(weights_digest(other.model_state), path)
         if same != path or path == checkpoint.path:

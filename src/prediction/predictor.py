@@ -15,7 +15,7 @@ from src.runtime.distributed import shard
 from src.runtime.hardware import Machine, choose_device, machine_for
 from src.runtime.threads import mapped_ahead
 from src.data.datasets import whole_pair
-from src.data.images import decoded
+from src.data.images import read_picture, with_own_alpha
 from src.data.pixels import image_tensor, resized
 from src.network.checkpoint import network_of, read_checkpoint
 from src.network.u2net import ConvNormReLU
@@ -56,9 +56,10 @@ class Predictor:
         return replace(self, recipe=recipe, views=views)
 
     def alpha(self, image):
-        """float32 [H,W] in [0,1] of a PIL image of any mode."""
-        rgb = decoded(image).convert("RGB")
-        return next(self.alphas([("the image", rgb, None)]))[1]
+        """float32 [H,W] in [0,1] of a PIL image of any mode, or of a file."""
+        picture = read_picture(image)
+        ((_, alpha, _),) = self.alphas([("the image", picture.rgb, None)])
+        return with_own_alpha(alpha, picture)
 
     def alphas(self, items):
         """Yields (image, alpha [H,W] in [0,1], more) for each (name, RGB image, more), in order.

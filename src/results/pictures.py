@@ -42,18 +42,28 @@ def cut_out(image, mask):
     return picture
 
 
-def save_pictures(out, kinds, name, image, mask):
+def cut_out_of(picture, mask):
+    """`cut_out` of a `Picture`; one with an alpha of its own has its foreground's colours."""
+    if picture.alpha is None:
+        return cut_out(picture.colours, mask)
+    result = picture.colours.copy()
+    result.putalpha(mask)
+    return result
+
+
+def save_pictures(out, kinds, name, picture, mask):
     """Write masks/NAME.png and cutouts/NAME.png below `out`, as far as they are among the kinds.
 
-    image: RGB; mask: uint8 [H,W] of its size. Names may have folders in them. Returns "", or why a
-    picture could not be written.
+    picture: `Picture`, whose own colours and profile a cut-out keeps; mask: uint8 [H,W] of its
+    size. Names may have folders in them. Returns "", or why a picture could not be written.
     """
     mask = Image.fromarray(mask)
     try:
         for kind in kinds:
-            picture = mask if kind == "masks" else cut_out(image, mask)
+            result, profile = (mask, None) if kind == "masks" else (
+                cut_out_of(picture, mask), picture.profile)
             with replacing(out / kind / f"{name}.png") as part:
-                picture.save(part, format="PNG", compress_level=3)
+                result.save(part, format="PNG", compress_level=3, icc_profile=profile)
     except (OSError, ValueError) as error:
         return f"its picture cannot be written ({getattr(error, 'strerror', None) or error})"
     return ""

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from src.runtime.console import UserError
 from src.runtime.files import replacing
-from src.data.images import open_image
+from src.data.images import read_picture
 from src.data.pixels import to_uint8
 from src.results.pictures import cut_out
 from src.results.submission import decode_mask, read_rows
@@ -51,7 +51,7 @@ def save_submission_preview(csv_path, path, tests, count):
         mask = decode_mask(text)
         height, width = mask.shape
         try:
-            image = open_image(test.path, "RGB")
+            image = read_picture(test.path).rgb
         except UserError:
             image = Image.new("RGB", (width, height), "white")
         matte = Image.fromarray(mask)

@@ -63,7 +63,7 @@ def write_report(out, count, scores, shown, tests, problems):
             log(f"preview/{name} was not drawn: {error}")
 
 
-def summarise(recipe, scores, images_per_second, problems, out):
+def summarise(recipe, scores, images_per_second, problems, notes, out):
     """The end of the log: how good, how fast, the files, the problems."""
     log(f"Done in {time.time() - STARTED:.0f} s; {recipe}")
     if scores:
@@ -78,6 +78,8 @@ def summarise(recipe, scores, images_per_second, problems, out):
     for path in sorted(out.glob("*.*")) + sorted(out.glob("preview/*.png")):
         if path.stat().st_mtime >= STARTED:
             log(f"  wrote {path} ({path.stat().st_size:,} bytes)")
+    for name, note in notes[:20]:
+        log(f"  NOTE on {name}: it {note}")
     for name, reason in problems[:20]:
         log(f"  PROBLEM with {name}: {reason}")
     if problems:

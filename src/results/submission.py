@@ -16,7 +16,7 @@ from src.runtime.distributed import all_gather, shard
 from src.runtime.files import replacing
 from src.runtime.processes import rank, world_size
 from src.runtime.threads import mapped_ahead
-from src.data.images import declared_size, open_image
+from src.data.images import declared_size, read_picture, with_own_alpha
 from src.data.pixels import to_uint8
 from src.results.pictures import save_pictures
 
@@ -28,26 +28,28 @@ def predict_tests(predictor, tests, kinds, out, csv_path, stop):
     """Predict this process's share of the `TestImage`s; write pictures of these kinds below `out`,
     and the rows of all processes, in order, to the CSV, if its path is not None.
 
-    Returns [(name, reason)] of the images with a problem. One that cannot be read has a blank mask
-    of its declared size, else of the commonest, and no pictures.
+    Returns [(name, reason)] of the images with a problem, and [(name, note)] of what is not as
+    their owner may expect. An image that cannot be read has a blank mask of its declared size, else
+    of the commonest, and no pictures.
     """
     def opened(test):
         try:
             if test.path is None:
                 raise UserError("there is no such image")
-            return test.name, open_image(test.path, "RGB"), (test, "")
+            picture = read_picture(test.path)
+            return test.name, picture.rgb, (test, picture, "")
         except UserError as error:
-            return test.name, None, (test, str(error))
+            return test.name, None, (test, None, str(error))
 
     def finished(item):
-        image, alpha, (test, problem) = item
-        if image is None:
+        _, alpha, (test, picture, problem) = item
+        if picture is None:
             width, height = (test.path and declared_size(test.path)) or usual
             mask = np.zeros((height, width), np.uint8)
         else:
-            mask = to_uint8(alpha)
-            problem = save_pictures(out, kinds, test.name, image, mask)
-        return test.name, encode_mask(mask) if csv_path else "", problem
+            mask = to_uint8(with_own_alpha(alpha, picture))
+            problem = save_pictures(out, kinds, test.name, picture, mask) or picture.problem
+        return test.name, encode_mask(mask) if csv_path else "", problem, picture and picture.notes
 
     out.mkdir(parents=True, exist_ok=True)
     usual = commonest_size(tests)
@@ -57,12 +59,12 @@ def predict_tests(predictor, tests, kinds, out, csv_path, stop):
 
 
 def write_rows(csv_path, rows, count):
-    """Write the (name, text, problem) of all processes, `count` together, in the order of the whole
-    sequence; all processes call it together. Without a path nothing is written.
+    """Write the (name, text, problem, notes) of all processes, `count` together, in the order of
+    the whole sequence; all processes call it together. Without a path nothing is written.
 
-    Returns [(name, problem)] of those with one.
+    Returns [(name, problem)] and [(name, note)] of those with one.
     """
-    problems = []
+    problems, found = [], []
     target = replacing(csv_path) if csv_path and rank() == 0 else nullcontext()
     with target as part:
         # A name that is no UTF-8 must not cost the other rows.
@@ -73,11 +75,12 @@ def write_rows(csv_path, rows, count):
                 writer.writerow(HEADER)
             for _ in range(math.ceil(count / world_size())):
                 row = next(rows, None)
-                for name, text, problem in all_gather([row] if row else []):
+                for name, text, problem, notes in all_gather([row] if row else []):
                     problems += [(name, problem)] if problem else []
+                    found += [(name, note) for note in notes or ()]
                     if file:
                         writer.writerow((name, text))
-    return problems
+    return problems, found
 
 
 def commonest_size(tests):

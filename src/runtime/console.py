@@ -1,11 +1,26 @@
 """What the user reads: log lines, progress bars, and errors that are one sentence."""
 
 import os
+import re
 import sys
+from contextlib import suppress
 
 from tqdm import tqdm
 
 from src.runtime.processes import rank
+
+
+def accept_any_letter():
+    """Let the console print a letter that it lacks as its number, so that none ends the run."""
+    for console in (sys.stdout, sys.stderr):
+        with suppress(AttributeError, OSError):  # what stands in for a console may lack it
+            console.reconfigure(errors="backslashreplace")
+
+
+def printable(text):
+    """The text with the bytes of a file name that are no UTF-8, which Python keeps as surrogates,
+    as \\xNN: any file or console takes that."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", str(text))
 
 
 class UserError(Exception):
@@ -14,11 +29,14 @@ class UserError(Exception):
     Its text is one sentence that names the file, the column or the flag, and the way out.
     """
 
+    def __init__(self, sentence):
+        super().__init__(printable(sentence))
+
 
 def log(text=""):
     """Print a line without tearing a progress bar apart, at once even into a pipe; rank 0 only."""
     if rank() == 0:
-        in_silence_without_reader(sys.stdout, tqdm.write, text)
+        in_silence_without_reader(sys.stdout, tqdm.write, printable(text))
         in_silence_without_reader(sys.stdout, sys.stdout.flush)
 
 

@@ -6,9 +6,13 @@ machine and sees nothing but the host's memory.
 """
 
 import os
+import signal
+import subprocess
 import sys
+import tempfile
 from datetime import timedelta
 from inspect import signature
+from pathlib import Path
 from threading import Thread
 
 import torch
@@ -26,6 +30,7 @@ from src.runtime.stopping import STARTED, STARTED_VARIABLE
 
 TIMEOUT = timedelta(minutes=10)  # a process that answers no sooner is presumed dead
 TRIAL_SECONDS = 90  # for the first all-reduce of the gradients' group
+REASON_VARIABLE = "MAGICK_ALPHA_REASON"  # a folder in which a process notes why it failed
 NO_GROUP_STATUS = 75  # exit status of a process that cannot join the others
 _store = None  # in which the processes note how they ended
 
@@ -37,29 +42,33 @@ class NoGroup(Exception):
 # ---------------------------------------------------------------- starting and ending
 
 
-def relaunch(gpus, device):
+def relaunch(gpus, device, guarded=False):
     """Run the same command under torchrun, one process per card, unless this already is one.
 
-    gpus: how many to use, None for all. On the CPU it counts processes, and None is one. Returns
-    the exit status, of the first process that failed; None where this process is to do the work,
-    because one is enough or because several cannot form a group. Raises UserError for more cards
-    than there are.
+    gpus: how many to use, None for all. On the CPU it counts processes, and None is one. guarded:
+    a single process is started as well, so that this one outlives it. Returns the exit status, of
+    the first process that failed; None where this process is to do the work, because one is enough
+    or because several cannot form a group. Raises UserError for more cards than there are.
     """
-    if "RANK" in os.environ:
+    if is_launched():
         return None
     cards = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    wanted = gpus or cards
+    wanted = gpus or cards or 1
     if cards and wanted > cards:
         raise UserError(f"--gpus {gpus}: this machine has {cards}; leave it out to use all")
     if wanted > 1 and device.startswith("cuda:"):
         raise UserError(f"--gpus {gpus}: --device {device} is one card; take --device cuda")
-    if wanted < 2:
+    if wanted < 2 and not guarded:
         return None
     os.environ.setdefault(STARTED_VARIABLE, str(STARTED))
     # Each process gets its share of the cores; torchrun would give it a single one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wanted)))
     started_as = sys.modules["__main__"].__spec__
     program = ["-m", started_as.name] if started_as else [sys.argv[0]]
+    if guarded:
+        os.environ[REASON_VARIABLE] = tempfile.mkdtemp()
+    if wanted < 2:
+        return status_of_child([sys.executable, *program, *sys.argv[1:]])
     try:
         # Without an address torchrun asks for this machine's full name, which an offline one waits
         # for.
@@ -79,6 +88,20 @@ def relaunch(gpus, device):
     return None
 
 
+def is_launched():
+    """Whether another process of this script has started this one"""
+    return "RANK" in os.environ or REASON_VARIABLE in os.environ
+
+
+def status_of_child(command):
+    """The exit status of a command that is run to its end; SIGTERM is passed on to it."""
+    child = subprocess.Popen(command)
+    signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the child has had too
+    status = child.wait()
+    return status if status >= 0 else 128 - status
+
+
 def join_group():
     """Join the other processes under torchrun, over gloo. Raises NoGroup."""
     global _store
@@ -95,16 +118,12 @@ def join_group():
         raise NoGroup(first_line(error)) from error
 
 
-def leave_group():
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
 def end_process(status):
-    """End this process with a status; one of several without taking its interpreter down.
+    """End this process with a status; with several processes, skip interpreter shutdown.
 
     Threads of gloo may still hold tensors, and letting these go without an interpreter aborts the
-    process, with a status of its own (pytorch/pytorch#179291).
+    process, with a status of its own (pytorch/pytorch#179291). The groups are left as they are:
+    NCCL's waits for the other processes when it is destroyed.
     """
     if world_size() == 1:
         sys.exit(status)
@@ -113,14 +132,24 @@ def end_process(status):
     os._exit(status)
 
 
-def first_to_end(status):
-    """Note that this process ends with an error; whether it is the first, and so reports it."""
-    if _store is None:
-        return True
-    first = _store.add("ended", 1) == 1
-    if first:
+def first_to_end(status, reason):
+    """Note that this process ends with an error, and why; whether it is the first, and so reports
+    it."""
+    first = _store is None or _store.add("ended", 1) == 1
+    if first and _store is not None:
         _store.set("status", str(status))
+    if first and (folder := os.environ.get(REASON_VARIABLE)):
+        Path(folder, "reason").write_text(reason, "utf-8", "replace")
     return first
+
+
+def noted_reason(status):
+    """Why the launched processes ended with a status: their own words, if they had time for any"""
+    path = Path(os.environ.get(REASON_VARIABLE, ""), "reason")
+    if path.is_file():
+        return path.read_text("utf-8")
+    ended = signal.Signals(status - 128).name if status > 128 else f"status {status}"
+    return f"a process was ended by {ended}, as the system does when memory runs out"
 
 
 def end_of_another(error):

@@ -24,6 +24,10 @@ def replacing(path):
         with open(part, "rb") as written:
             os.fsync(written.fileno())
         os.replace(part, path)
+    except OSError as error:
+        if error.filename == str(part):
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -29,7 +29,7 @@ from torch import nn
 
 from src.runtime.console import UserError, log
 from src.runtime.hardware import prepare_machine
-from src.inputs.places import list_images
+from src.inputs.listing import list_images
 from src.data.demo import draw_pair
 from src.data.images import open_image
 from src.data.pixels import image_tensor, resized

@@ -26,7 +26,7 @@ from src.runtime.console import UserError, log
 from src.runtime.hardware import Machine, prepare_machine
 from src.runtime.tables import write_table
 from src.inputs.discovery import COLUMNS
-from src.inputs.places import list_images
+from src.inputs.listing import list_images
 from src.data.images import open_image
 from src.data.pixels import to_uint8
 from src.network.checkpoint import network_of, read_checkpoint

@@ -57,7 +57,9 @@ def train(model, splits, settings, machine, inputs, stop):
               frozen_norms=inputs.checkpoint is not None)
     resumed = resume(run, unfinished(inputs), out, configuration)
     train_loader = make_loader(train_set, settings.train_batch, machine, sampler)
-    val_loader = share_loader(ValidationSet(splits.val, size), settings.train_batch, machine)
+    # As many pixels as a step has, which trains in as much memory.
+    val_batch = max(1, settings.train_batch * min(1, settings.train_size**2 / size**2) // 1)
+    val_loader = share_loader(ValidationSet(splits.val, size), int(val_batch), machine)
     photographs = PhotographPool(splits.train.photographs, settings.seed, 2 * settings.train_size,
                                  machine.device)
     keep = partial(save, run, out, configuration)
@@ -84,6 +86,7 @@ def train(model, splits, settings, machine, inputs, stop):
             log(describe_epoch(run, waits, trained, time.monotonic() - began))
         keep_best(run, out, size, name, val_mse, epoch)
         keep()
+        late = late or look(run, stop, keep)  # the time may have run out meanwhile
     if late:
         log(f"Time limit: training ends in epoch {run.epoch} after {run.batch} batches, to leave "
             "room for the prediction")
@@ -130,8 +133,10 @@ def keep_best(run, out, size, name, val_mse, epoch):
         return
     run.best, run.best_epoch = val_mse, epoch
     if rank() == 0:
+        # Weights without a recipe count as not trained here, should the run end now.
+        recipe = {"recipe": {"predict_size": size}} if epoch else {}
         write_checkpoint(out / BEST_CHECKPOINT, run.candidates()[name].state_dict(),
-                         val_mse=val_mse, recipe={"predict_size": size})
+                         val_mse=val_mse, **recipe)
     if epoch:
         log(f"  -> saved the best model so far (val_mse={val_mse:.6f}{name})")
     else:
@@ -183,10 +188,11 @@ def noting_waits(batches, waits):
 
 
 def crop_size(run):
-    """Side of the next step's crops, in multiples of 32 between the settings' bounds; the position
-    alone decides, so that it is the same in all processes and after a resume."""
+    """Side of the next step's crops, in steps of 32 down from the largest; the position alone
+    decides, so that it is the same in all processes and after a resume."""
     settings = run.settings
-    sizes = range(settings.min_train_size or settings.train_size, settings.train_size + 1, 32)
+    smallest = settings.min_train_size or settings.train_size
+    sizes = range(settings.train_size, smallest - 1, -32)
     rng = np.random.default_rng([settings.seed, run.epoch, run.batch])
     return sizes[int(rng.integers(len(sizes)))]
 
@@ -227,11 +233,15 @@ def set_train_mode(model, frozen_norms):
 def train_step(run, batch):
     """One optimizer step; returns the batch's loss, a detached scalar tensor.
 
-    A step whose gradients are not finite is skipped by the scaler, on the device.
+    A step whose gradients are not finite is skipped by the scaler, on the device; a loss that is
+    not finite leaves the batch norms' statistics, and so their average, as they were.
     """
     run.set_rate()
     run.optimizer.zero_grad(set_to_none=True)
+    statistics = [] if run.frozen_norms else [*map(torch.clone, run.model.buffers())]
     loss, mse = accumulate_gradients(run, batch)
+    for buffer, before in zip(run.model.buffers(), statistics):
+        buffer.copy_(torch.where(torch.isfinite(loss), buffer, before))
     run.scaler.unscale_(run.optimizer)
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), GRADIENT_NORM)
     run.scaler.step(run.optimizer)

@@ -251,8 +251,8 @@ def unfinished(inputs):
 def resume(run, path, out, configuration):
     """Continue what the last.pth at `path` holds, if there is one; returns whether there is.
 
-    The best weights so far are copied from beside it. Raises UserError naming the settings in which
-    it differs from this run.
+    The best weights so far are copied from beside it. One that differs from this run raises
+    UserError, naming the settings; if it is attached, it is left alone with a warning.
     """
     if path is None:
         return False
@@ -262,8 +262,12 @@ def resume(run, path, out, configuration):
                  for name in {**configuration, **saved}
                  if saved.get(name) != configuration.get(name)]
     if differing:
-        raise UserError(f"{path}: is of another run ({'; '.join(differing)}); take the same "
-                        "settings, remove the file, or name another --out")
+        sentence = f"{path}: is of another run ({'; '.join(differing)})"
+        if path.parent == out:
+            raise UserError(f"{sentence}; take the same settings, remove the file, or name another "
+                            "--out")
+        log(f"WARNING: {sentence}; the training begins anew")
+        return False
     run.model.load_state_dict(content["model_state"])
     run.load_state_dict(content["training"])
     best = path.with_name(BEST_CHECKPOINT)

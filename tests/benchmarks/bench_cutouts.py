@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from src.data.backdrops import smooth_colours  # noqa: E402
-from src.inputs.places import image_files  # noqa: E402
+from src.inputs.listing import image_files  # noqa: E402
 from src.results.pictures import foreground  # noqa: E402
 
 COUNT, SIZE = 8, (1024, 1024)

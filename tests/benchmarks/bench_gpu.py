@@ -27,21 +27,25 @@ sys.path.insert(0, str(ROOT))
 
 from notebook import predicted, training_steps  # noqa: E402
 from src.config import Settings  # noqa: E402
-from src.runtime.hardware import choose_device, machine_for, prepare_machine  # noqa: E402
-from src.inputs.places import TestImage, list_images  # noqa: E402
+from src.runtime.hardware import (  # noqa: E402
+    STEPS_PER_CHECK, choose_device, machine_for, prepare_machine,
+)
+from src.runtime.stopping import StopWatch  # noqa: E402
+from src.inputs.listing import TestImage, list_images  # noqa: E402
 from src.data.augment import JointAugment  # noqa: E402
 from src.data.backdrops import PhotographPool  # noqa: E402
 from src.data.cache import open_cache  # noqa: E402
-from src.data.datasets import ShuffledEpochs, TrainingSet, make_loader  # noqa: E402
+from src.data.datasets import ShuffledEpochs, TrainingSet  # noqa: E402
 from src.data.demo import demo_places, make_demo  # noqa: E402
 from src.data.images import open_image  # noqa: E402
+from src.data.loading import make_loader  # noqa: E402
 from src.data.pairs import read_pairs  # noqa: E402
 from src.network.u2net import NETWORKS, U2NETP  # noqa: E402
-from src.training.loop import STEPS_PER_CHECK, Run, train_epoch  # noqa: E402
-from src.training.plan import decided, fitting_batch  # noqa: E402
+from src.training.loop import train_epoch  # noqa: E402
+from src.training.state import Run, decided, fitting_batch  # noqa: E402
 from src.prediction.predictor import make_predictor  # noqa: E402
 from src.prediction.recipe import Recipe  # noqa: E402
-from src.results.submission import decode_mask, read_rows  # noqa: E402
+from src.results.submission import decode_mask, predict_tests, read_rows  # noqa: E402
 
 SCRIPT = ROOT / "kernel" / "main.py"
 SIZE, CHECKS = 320, 4  # pixels; measured stretches of STEPS_PER_CHECK steps, the first a warm-up
@@ -97,10 +101,10 @@ def mask_difference(folder, device):
 
 def our_training(csv, device, batch, network):
     """(samples/s, share of the time that waits for data) of our train_epoch, automatic precision,
-    images cached; batch None: what the script takes by itself"""
+    images cached"""
     machine, model = machine_for(device, "auto", None), NETWORKS[network]()
-    settings = decided(dataclasses.replace(Settings(), train_size=SIZE, train_batch=batch), model,
-                       machine)
+    settings = decided(
+        dataclasses.replace(Settings(), train_size=SIZE, train_batch=batch), machine)
     pairs = read_pairs(csv, cache=open_cache(None, False))
     pairs = pairs.where(
         np.resize(np.arange(len(pairs)), CHECKS * STEPS_PER_CHECK * settings.train_batch))
@@ -108,9 +112,16 @@ def our_training(csv, device, batch, network):
     loader = make_loader(data, settings.train_batch, machine,
                          ShuffledEpochs(len(pairs), settings.seed))
     run = Run(model, settings, machine, len(loader), frozen_norms=True)
-    train_epoch(run, loader, PhotographPool((), 0, SIZE, device), lambda: False)
-    step, wait = run.pace.since(run.pace.settled)
-    return settings.train_batch / step, wait / step
+    waits, marks = [], {}  # steps done: the time, when all work before it is
+
+    def note_time():
+        marks[len(waits)] = time.perf_counter()
+        return False
+
+    train_epoch(run, loader, PhotographPool((), 0, SIZE, device), waits, note_time)
+    seconds = marks[len(waits)] - marks[STEPS_PER_CHECK]
+    measured = waits[STEPS_PER_CHECK:]
+    return settings.train_batch * len(measured) / seconds, sum(measured) / seconds
 
 
 def notebook_training(csv, device, batch, network):
@@ -129,9 +140,9 @@ def our_prediction(folder, device, network="u2netp"):
     paths = list_images(folder)
     tests = [TestImage(str(i), paths[i % len(paths)]) for i in range(PREDICTIONS)]
     predictor = make_predictor(NETWORKS[network](), Recipe(SIZE), machine)
-    list(predictor.masks(tests[:4]))
+    predict_tests(predictor, tests[:4], (), folder, None, StopWatch())
     began = time.perf_counter()
-    list(predictor.masks(tests))
+    predict_tests(predictor, tests, (), folder, None, StopWatch())
     return PREDICTIONS / (time.perf_counter() - began)
 
 
@@ -154,9 +165,8 @@ def measure(device, folder):
     make_demo(folder, seed=0)
     places = demo_places(folder)
     on_card = device.type == "cuda"
-    for network in NETWORKS if on_card else ():
-        batch = fitting_batch(NETWORKS[network](), SIZE, machine_for(device, "auto", None))
-        say(f"{network}, crops of {SIZE} in a step that the script takes", batch)
+    say(f"crops of {SIZE} in a step that the script takes",
+        fitting_batch(SIZE, machine_for(device, "auto", None)))
     for network, batch in product(NETWORKS, (4, 16, 32)) if on_card else [("u2netp", 2)]:
         what = f"{network}, training, batch {batch}"
         if on_card:

@@ -30,7 +30,8 @@ from notebook import NotebookPairs  # noqa: E402
 from src.config import Settings  # noqa: E402
 from src.data.augment import JointAugment  # noqa: E402
 from src.data.cache import open_cache  # noqa: E402
-from src.data.datasets import ShuffledEpochs, TrainingSet, collated, reduced_pair  # noqa: E402
+from src.data.datasets import ShuffledEpochs, TrainingSet, reduced_pair  # noqa: E402
+from src.data.loading import collated  # noqa: E402
 from src.data.pairs import read_pairs  # noqa: E402
 
 COUNT, SIDE, SIZE, BATCH, TURNS = 48, 1024, 320, 4, 3

@@ -3,10 +3,11 @@
     python tests/benchmarks/bench_prediction.py --checkpoint u2netp.pth --test-root FOLDER \\
         [--answers FOLDER]
 
-Three systems, each in processes of its own (memory settings are the process's), in turns: the
+Four systems, each in processes of its own (memory settings are the process's), in turns: the
 notebook's loop at 1024 with its calibration; ours with the same size and calibration; ours with
-the checkpoint's recipe, or the default one. Seconds an image, peak memory for 10 and 100 images,
-the largest difference between the masks of the first two, and, given the true alphas, the MSE.
+the checkpoint's recipe, or the default one; the same by a stranger's loop, `load(path)` and an
+`alpha(image)` after the other. Seconds an image, peak memory for 10 and 100 images, the largest
+difference between the masks of the first two, and, given the true alphas, the MSE.
 """
 
 import argparse
@@ -31,11 +32,15 @@ sys.path.insert(0, str(ROOT))
 
 from notebook import predicted  # noqa: E402
 from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
-from src.inputs.places import list_tests  # noqa: E402
+from src.runtime.stopping import StopWatch  # noqa: E402
+from src.inputs.listing import list_tests  # noqa: E402
+from src.data.pixels import to_uint8  # noqa: E402
 from src.network.checkpoint import network_of, read_checkpoint  # noqa: E402
-from src.prediction.predictor import make_predictor  # noqa: E402
+from src.prediction.predictor import load, make_predictor  # noqa: E402
 from src.prediction.recipe import Recipe, read_recipe  # noqa: E402
-from src.results.submission import decode_mask, merge_submission, write_shard  # noqa: E402
+from src.results.submission import (  # noqa: E402
+    HEADER, decode_mask, encode_mask, predict_tests, read_rows,
+)
 
 TURNS = 3
 AS_NOTEBOOK = Recipe(1024, refine=False, calibration="notebook")
@@ -58,13 +63,19 @@ def ours(model, tests, csv, recipe):
     """What main.py does between the checkpoint and the finished submission.csv."""
     machine = machine_for(torch.device("cpu"), "off", None)
     prepare_machine(0)
-    predictor = make_predictor(model, recipe, machine)
-    write_shard(csv, "benchmark", [test.name for test in tests],
-                lambda done: predictor.masks(tests, done))
-    merge_submission(csv, tests)
+    predict_tests(make_predictor(model, recipe, machine), tests, (), csv.parent, csv, StopWatch())
 
 
-SYSTEMS = ("notebook", "ours at 1024", "our recipe")
+def one_by_one(checkpoint, tests, csv):
+    """What a stranger's program would do."""
+    predictor, rows = load(checkpoint, "cpu"), []
+    for name, path in tests:
+        with Image.open(path) as image:
+            rows.append((name, encode_mask(to_uint8(predictor.alpha(image)))))
+    pd.DataFrame(rows, columns=HEADER).to_csv(csv, index=False)
+
+
+SYSTEMS = ("notebook", "ours at 1024", "our recipe", "alpha(image)")
 
 
 def measure(system, checkpoint, tests, csv):
@@ -76,6 +87,8 @@ def measure(system, checkpoint, tests, csv):
         notebook(model, tests, csv)
     elif system == "ours at 1024":
         ours(model, tests, csv, AS_NOTEBOOK)
+    elif system == "alpha(image)":
+        one_by_one(checkpoint, tests, csv)
     else:
         ours(model, tests, csv, read_recipe(content, 320))
     peak = sum(resource.getrusage(who).ru_maxrss for who in
@@ -84,8 +97,7 @@ def measure(system, checkpoint, tests, csv):
 
 
 def masks_of(csv):
-    return {name: decode_mask(text) for name, text in
-            pd.read_csv(csv, dtype=str).itertuples(index=False)}
+    return {name: decode_mask(text) for name, text in read_rows(csv)}
 
 
 def mean_squared_error(masks, answers):

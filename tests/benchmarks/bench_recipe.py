@@ -7,7 +7,7 @@ rows: the notebook crops of 512 unscaled, batches of 4, lr 1e-4, then prediction
 calibration; ours our defaults, crops of 320 at chance scale, then predictions at 320 with the
 recipe that needs no validation data. Validation images are compared at their own size; where the
 CSV has a column `backdrop`, for each kind. `--steps 0` shows the start. Further arguments are our
-settings, to try others: `--lr 3e-4 --batch-norm trained`.
+settings, to try others: `--lr 3e-4 --train-size 256`.
 """
 
 import argparse
@@ -71,11 +71,11 @@ def our_errors(weights, settings, pairs, steps):
         with tempfile.TemporaryDirectory() as folder:
             inputs = SimpleNamespace(out=Path(folder), checkpoint=weights, unfinished=None,
                                      kaggle_input=None)
-            train(model, Splits(rows, pairs), settings, machine, inputs, StopWatch(), lambda _: 0)
+            train(model, Splits(rows, pairs), settings, machine, inputs, StopWatch())
     predictor = make_predictor(
         model, Recipe(settings.predict_size or settings.train_size), machine)
     return [np.square(prediction - truth).mean()
-            for _, prediction, truth, _ in predictor.validation(pairs)]
+            for _, _, prediction, truth in predictor.validation(pairs)]
 
 
 def by_kind(errors, csv):

@@ -28,12 +28,13 @@ from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
 from src.data.augment import JointAugment  # noqa: E402
 from src.data.backdrops import PhotographPool  # noqa: E402
 from src.data.cache import open_cache  # noqa: E402
-from src.data.datasets import ShuffledEpochs, TrainingSet, make_loader  # noqa: E402
+from src.data.datasets import ShuffledEpochs, TrainingSet  # noqa: E402
+from src.data.loading import make_loader  # noqa: E402
 from src.data.pairs import read_pairs  # noqa: E402
 from src.network.checkpoint import network_of, read_checkpoint  # noqa: E402
 from src.network.u2net import NETWORKS  # noqa: E402
-from src.training.loop import Run, train_epoch  # noqa: E402
-from src.training.plan import decided  # noqa: E402
+from src.training.loop import train_epoch  # noqa: E402
+from src.training.state import Run, decided  # noqa: E402
 
 SIZE, WARM_UP, STEPS, TURNS = 320, 3, 8, 3
 
@@ -48,8 +49,8 @@ def notebook_rate(csv, model):
 def our_rate(csv, model, amp="auto"):
     """Samples a second of our train_epoch with its defaults; the clock starts after the warm-up."""
     machine = machine_for(torch.device("cpu"), amp, None)
-    settings = decided(dataclasses.replace(Settings(), train_size=SIZE, train_batch=BATCH), model,
-                       machine)
+    settings = decided(
+        dataclasses.replace(Settings(), train_size=SIZE, train_batch=BATCH), machine)
     prepare_machine(settings.seed)
     pairs = read_pairs(csv, cache=open_cache(None, False))
     data = TrainingSet(pairs, JointAugment(SIZE, settings.crop_scale), settings.seed)
@@ -62,7 +63,7 @@ def our_rate(csv, model, amp="auto"):
         return len(times) == WARM_UP + STEPS
 
     photographs = PhotographPool((), settings.seed, SIZE, machine.device)
-    train_epoch(run, loader, photographs, note_time)
+    train_epoch(run, loader, photographs, [], note_time)
     return BATCH * STEPS / (times[-1] - times[WARM_UP - 1])
 
 

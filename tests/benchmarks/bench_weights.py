@@ -15,19 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
+from src.runtime.hardware import prepare_machine  # noqa: E402
 from src.data.pairs import read_pairs  # noqa: E402
-from src.network.checkpoint import network_of, read_checkpoint  # noqa: E402
-from src.prediction.predictor import make_predictor  # noqa: E402
-from src.prediction.recipe import read_recipe  # noqa: E402
+from src.prediction.predictor import load  # noqa: E402
 from src.results.preview import save_validation_preview  # noqa: E402
-
-MACHINE = machine_for(torch.device("cpu"), "off", None)
 
 
 def main():
@@ -42,14 +37,11 @@ def main():
     pairs = read_pairs(arguments.val_csv)
     kinds = pd.read_csv(arguments.val_csv).get("backdrop", pd.Series(["all"] * len(pairs)))
     for path in arguments.checkpoints:
-        checkpoint = read_checkpoint(path)
-        predictor = make_predictor(
-            network_of(checkpoint), read_recipe(checkpoint, 320), MACHINE)
+        predictor = load(path, "cpu")
         if arguments.size:
             predictor = predictor.with_recipe(predict_size=arguments.size)
-        recipe = predictor.recipe
-        rows = [(image, predictor.calibrated(alpha), truth, Path(file).name)
-                for image, alpha, truth, file in predictor.validation(pairs)]
+        rows = [(image, alpha, truth, Path(file).name)
+                for file, image, alpha, truth in predictor.validation(pairs)]
         errors = [(alpha - truth)[(not arguments.trimap) | (np.rint(truth * 255) != 128)]
                   for _, alpha, truth, _ in rows]
         table = pd.DataFrame({
@@ -58,8 +50,7 @@ def main():
             "SAD": [np.abs(error).sum() / 1000 for error in errors]})
         means = table.groupby("backdrop")[["MSE", "SAD"]].mean()
         means.loc["all"] = table[["MSE", "SAD"]].mean()
-        print(f"{path} at {recipe.predict_size}"
-              f"{', mirrored' * recipe.flip}{', refined' * recipe.refine}")
+        print(f"{path}: {predictor.recipe}")
         print(means.to_string(float_format=lambda value: f"{value:.4f}"), flush=True)
         if arguments.worst:
             worst = table.sort_values("MSE", ascending=False).index[:10]

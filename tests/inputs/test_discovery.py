@@ -26,7 +26,28 @@ def test_every_layout_of_kaggle(kernel, tmp_path, layout):
     weights = put(tmp_path / "models/me/matting/pytorch/default/1/u2netp_alpha.pth")
     found = kernel.discover(tmp_path)
     assert found == {"train_csv": [train], "val_csv": [val], "test_root": [test],
-                     "sample_csv": [sample], "checkpoint": [weights], "unfinished": []}
+                     "sample_csv": [sample], "checkpoint": [weights], "unfinished": [],
+                     "backgrounds": []}
+
+
+def test_our_own_tables_are_never_data(kernel, tmp_path):
+    """An earlier session's output, attached: image_path is their first column, too."""
+    for name, columns in {"validation": "image_path,mse,sad,backdrop",
+                          "skipped": "image_path,reason", "problems": "filename,reason",
+                          "val_old": "image_path,mse,sad,gradient",
+                          "metrics": "epoch,train_loss,val_mse,lr"}.items():
+        put(tmp_path / "notebooks/me/magick-alpha" / f"{name}.csv", columns + "\n")
+    last = put(tmp_path / "notebooks/me/magick-alpha/last.pth")
+    found = kernel.discover(tmp_path)
+    assert found == {kind: [last] if kind == "unfinished" else [] for kind in found}
+
+
+def test_backdrops_are_found_and_ones_of_ones_own_come_first(kernel, tmp_path):
+    put(tmp_path / "a" / "weights" / "u2netp_alpha.pth")
+    shipped = put(tmp_path / "a" / "weights" / "backdrops" / "1.jpg").parent
+    assert kernel.discover(tmp_path)["backgrounds"] == [shipped]
+    own = put(tmp_path / "z" / "deep" / "backdrops" / "1.jpg").parent
+    assert kernel.discover(tmp_path)["backgrounds"] == [own, shipped]
 
 
 def test_tables_are_told_by_their_columns(kernel, tmp_path):

@@ -150,5 +150,5 @@ def test_what_is_left_out_does_not_count_as_the_same(kernel, tmp_path, capsys):
         together = kernel.with_others(predictor, checkpoint, paths[1:], only_ours, None)
         assert together.sizes == sizes and len(together.views) == 2
         said = capsys.readouterr().out
-        assert ("b.pth is left out" in said) == only_ours
+        assert ("b.pth: has no recipe" in said) == only_ours
         assert ("c.pth has the weights of" in said) == (not only_ours)

@@ -17,10 +17,11 @@ from forked import run_forked
 
 @pytest.fixture
 def predict(kernel, small_data, tmp_path):
-    """(problems, {name: mask} of the CSV) of these test images, by default all of `small_data`"""
+    """(problems, {name: mask} of the CSV) of these test images, by default all of `small_data`;
+    what is noted about them is `run.notes`"""
     def run(tests=None, kinds=(), network=EchoRed(), stop=None):
         tests = tests or kernel.list_tests(small_data.test)
-        problems = kernel.predict_tests(
+        problems, run.notes = kernel.predict_tests(
             plain_predictor(kernel, network), tests, kinds, tmp_path / "out", run.csv,
             stop or kernel.StopWatch())
         if run.csv is None:
@@ -52,7 +53,7 @@ def test_an_unreadable_image_has_a_blank_mask_of_its_size(kernel, small_data, pr
     """By its header; else of the commonest size, whether it is torn or not there."""
     torn = small_data.test / "3.png"
     draw(torn, np.random.default_rng(0).integers(0, 256, (70, 90, 3), dtype=np.uint8))
-    torn.write_bytes(torn.read_bytes()[:3000])
+    torn.write_bytes(torn.read_bytes()[:60])
     (small_data.test / "4.png").write_bytes(b"no picture")
     draw(small_data.test / "5.png", np.full((40, 50, 3), 200, np.uint8))
     tests = [*kernel.list_tests(small_data.test), kernel.TestImage("6", None)]
@@ -145,16 +146,19 @@ def test_so_does_a_signal(kernel, predict):
 ROWS = """
 import sys
 from pathlib import Path
-from src.runtime.distributed import join_group, leave_group, shard
+import torch
+from src.runtime.distributed import join_group, shard
 from src.runtime.processes import rank, world_size
 from src.results.submission import write_rows
 
 join_group()
 names = [str(number) for number in range(5)]
-rows = ((name, 2 * name, "odd" * (int(name) % 2)) for name in shard(names))
-problems = write_rows(Path(f"{world_size()}.csv"), rows, len(names))
+rows = ((name, 2 * name, "odd" * (int(name) % 2), ("last",) * (name == "4"))
+        for name in shard(names))
+problems, notes = write_rows(Path(f"{world_size()}.csv"), rows, len(names))
 assert problems == [("1", "odd"), ("3", "odd")], (rank(), problems)
-leave_group()
+assert notes == [("4", "last")], (rank(), notes)
+torch.distributed.destroy_process_group() if world_size() > 1 else None
 """
 
 

@@ -38,7 +38,7 @@ import dataclasses, sys, torch
 from pathlib import Path
 from src.config import Settings
 from src.runtime.distributed import (
-    all_reduce, any_rank, average_tensors, join_group, leave_group)
+    all_reduce, any_rank, average_tensors, join_group)
 from src.runtime.hardware import Machine, prepare_machine
 from src.runtime.processes import rank, world_size
 from src.data.augment import JointAugment
@@ -76,7 +76,7 @@ if world_size() == 2:
         assert tensors[0].tolist() == [0.5] * 3 and tensors[1].item() == 7 + rank()
     assert all_reduce(torch.ones(2).numpy() * (1 + rank())).tolist() == [3, 3]
     assert any_rank(rank() == 1, False) == [True, False]
-leave_group()
+torch.distributed.destroy_process_group() if world_size() > 1 else None
 """
 
 
@@ -279,6 +279,22 @@ def test_gradients_that_cannot_be_exchanged_end_in_no_group(data, tmp_path):
     assert done.returncode == 3, done.stderr
     assert "cannot work with the others (NCCL error: unhandled system error)" in done.stdout
     assert "going on with one process" in done.stdout and "Epoch 1:" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["forward_sync_buffers", "broadcast_buffers"])
+def test_buffers_are_not_sent_with_each_step_by_whichever_name(monkeypatch, name):
+    """torch 2.13 has another name for it, and warns of the older one in each process."""
+    seen = {}
+    parallel = {"forward_sync_buffers": lambda module, forward_sync_buffers=None, **more: (
+                    seen.update(forward_sync_buffers=forward_sync_buffers)),
+                "broadcast_buffers": lambda module, broadcast_buffers=True, **more: (
+                    seen.update(broadcast_buffers=broadcast_buffers))}[name]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(distributed, "DistributedDataParallel", parallel)
+    monkeypatch.setattr(distributed, "tried_group", lambda device: (None, ""))
+    monkeypatch.setattr(distributed, "all_gather", lambda items: items)
+    distributed.data_parallel(torch.nn.Linear(1, 1), torch.device("cpu"))
+    assert seen == {name: False}
 
 
 def test_cores_are_divided_by_the_processes(monkeypatch):

@@ -177,6 +177,69 @@ def test_a_step_that_is_not_finite_changes_no_weight(kernel, capsys):
     assert not torch.equal(run.model.outconv.weight, before["outconv.weight"])
 
 
+def test_a_step_that_is_not_finite_leaves_the_statistics_alone(kernel):
+    """Trained norms take theirs from the crops: of the network and of its average."""
+    run = run_of(kernel, ema=8)
+    kernel.train_step(run, batch_of(1))
+    poisoned = batch_of(2)
+    poisoned["img"][0, 0, 0, 0] = float("inf")
+    before = [each.clone() for each in run.model.buffers()]
+    kernel.train_step(run, poisoned)
+    assert all(map(torch.equal, run.model.buffers(), before))
+    assert all(torch.isfinite(each).all() for each in run.ema.buffers())
+    kernel.train_step(run, batch_of(3))
+    assert not all(map(torch.equal, run.model.buffers(), before))
+
+
+def test_a_large_prediction_size_validates_in_as_much_memory(
+        kernel, small_data, tmp_path, monkeypatch):
+    sizes, real = [], kernel.evaluate
+
+    def noted(models, loader, *rest):
+        sizes.append(loader.batch_size)
+        return real(models, loader, *rest)
+
+    set_module(kernel, monkeypatch, "evaluate", noted)
+    train(kernel, small_data, tmp_path, epochs=1, train_batch=8, predict_size=160)
+    assert sizes == [1]  # 8 crops of 64 pixels
+
+
+def test_the_gradients_group_is_formed_before_the_loaders_look_at_shared_memory(
+        kernel, small_data, tmp_path, monkeypatch):
+    calls = []
+    for name in ("data_parallel", "fitting_loader"):
+        real = getattr(kernel, name)
+        set_module(kernel, monkeypatch, name, lambda *arguments, name=name, real=real: (
+            calls.append(name) or real(*arguments)))
+    train(kernel, small_data, tmp_path, epochs=1)
+    assert calls == ["data_parallel", "fitting_loader", "fitting_loader"]
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_an_attached_training_of_other_settings_is_left_alone(
+        kernel, small_data, tmp_path, capsys, attached):
+    train(kernel, small_data, tmp_path / "first", epochs=1)
+    run = run_of(kernel)
+    path, out = tmp_path / "first" / "last.pth", tmp_path / ("second" if attached else "first")
+    if attached:
+        assert kernel.resume(run, path, out, {"lr": 1.0}) is False
+        assert "is of another run (lr was " in capsys.readouterr().out
+    else:
+        with pytest.raises(kernel.UserError, match="is of another run .*remove the file"):
+            kernel.resume(run, path, out, {"lr": 1.0})
+
+
+def test_weights_that_were_only_started_from_are_not_taken_for_trained_ones(
+        kernel, small_data, tmp_path, monkeypatch):
+    def no_room(run, batch):
+        raise torch.OutOfMemoryError
+
+    set_module(kernel, monkeypatch, "train_step", no_room)
+    with pytest.raises(kernel.UserError, match="too little memory"):
+        train(kernel, small_data, tmp_path, checkpoint="given.pth")
+    assert kernel.read_checkpoint(tmp_path / "u2netp_best.pth").recipe is None
+
+
 def test_three_losses_in_a_row_that_are_not_finite_end_the_run(kernel):
     """Whether they are looked at one by one, as on a CPU, or together."""
     for size in (1, 3):
@@ -319,3 +382,6 @@ def test_each_step_takes_a_size_from_its_position(kernel, small_data, tmp_path, 
     first, seen[:] = list(seen), []
     train(kernel, small_data, tmp_path / "b", epochs=3, train_size=96, min_train_size=64)
     assert seen == first and set(filter(None, first)) == {64, 96}
+    run = run_of(kernel, train_size=320, min_train_size=200)
+    run.steps_per_epoch = 10**6
+    assert {kernel.crop_size(run) for run.batch in range(99)} == {320, 288, 256, 224}

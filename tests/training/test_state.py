@@ -87,8 +87,8 @@ def test_a_training_by_time_ends_on_time_with_its_rate(
                            val=write_pairs(tmp_path, 2, size=16, name="val"))
     _, metrics = train(kernel, data, tmp_path / "out", epochs=None, hours=300 / 3600, train_batch=4,
                        schedule="auto", check_every=check_every, ema=0)
-    spent = clock.now - 1000 - 2 * clock.validation  # the first and the last validation
-    assert 300 <= spent <= 300 + max(clock.validation, check_every * clock.step())
+    spent = clock.now - 1000 - clock.validation  # before the first step
+    assert 300 <= spent <= 300 + clock.validation + check_every * clock.step()
     assert metrics[-1]["lr"] < 0.05 * 2e-3 and max(each["lr"] for each in metrics) > 1e-3
 
 
@@ -99,7 +99,7 @@ def test_the_time_limit_less_the_reserve_is_the_budget_on_kaggle(
     _, metrics = train(kernel, small_data, tmp_path, epochs=None, schedule="auto", stop=stop,
                        on_kaggle=True, check_every=16, ema=0)
     reserve = 60 + 5 * clock.validation / 2  # two validation images
-    ended = clock.now - 1000 - clock.validation
+    ended = clock.now - 1000
     assert 360 - reserve <= ended <= 360 - reserve + 2 * clock.validation
     assert metrics[-1]["lr"] < 0.1 * 2e-3
 
@@ -120,7 +120,7 @@ def test_several_sessions_are_one_curve(kernel, small_data, tmp_path, clock, mon
               stop=kernel.StopWatch(100 / 3600))
     first = clock.now - 1000
     state = torch.load(tmp_path / "last.pth", weights_only=True)["training"]
-    assert state["budget"] == 300 and 99 < state["spent"] < 150 and 0.3 < state["progress"] < 0.5
+    assert state["budget"] == 300 and 75 < state["spent"] < 150 and 0.25 < state["progress"] < 0.5
     clock.now = 50_000.0
     _, metrics = train(kernel, small_data, tmp_path, epochs=None, hours=300 / 3600,
                        schedule="auto")
