@@ -25,7 +25,8 @@ def find_splits(inputs, settings, training):
 
     Validation pairs are split off the others where only training data are there.
     """
-    photographs = tuple(list_backdrops(inputs.backgrounds)) if inputs.backgrounds else ()
+    photographs = tuple(list_backdrops(inputs.backgrounds)) if (
+        inputs.backgrounds and (training or inputs.val_csv)) else ()
     cache = open_cache(settings.cache, inputs.kaggle_input is not None)
     roots = mounted_folders(inputs.kaggle_input) if inputs.kaggle_input else ()
     splits = Splits(*(csv and read_pairs(csv, settings.limit, photographs, cache, roots)

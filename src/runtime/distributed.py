@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from datetime import timedelta
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from threading import Thread
@@ -52,6 +53,8 @@ def relaunch(gpus, device, guarded=False):
     """
     if is_launched():
         return None
+    if guarded:
+        os.environ[REASON_VARIABLE] = tempfile.mkdtemp()
     cards = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     wanted = gpus or cards or 1
     if cards and wanted > cards:
@@ -65,10 +68,9 @@ def relaunch(gpus, device, guarded=False):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wanted)))
     started_as = sys.modules["__main__"].__spec__
     program = ["-m", started_as.name] if started_as else [sys.argv[0]]
-    if guarded:
-        os.environ[REASON_VARIABLE] = tempfile.mkdtemp()
+    alone = partial(status_of_child, [sys.executable, *program, *sys.argv[1:]])
     if wanted < 2:
-        return status_of_child([sys.executable, *program, *sys.argv[1:]])
+        return alone()
     try:
         # Without an address torchrun asks for this machine's full name, which an offline one waits
         # for.
@@ -85,7 +87,7 @@ def relaunch(gpus, device, guarded=False):
     else:
         return 0
     log("WARNING: going on with one process" + (" and one card" if cards else ""))
-    return None
+    return alone() if guarded else None
 
 
 def is_launched():

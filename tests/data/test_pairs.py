@@ -286,3 +286,12 @@ def test_cut_outs_without_a_photograph_are_warned_of(
     splits = kernel.find_splits(inputs, kernel.Settings(cache=Path("off")), True)
     assert len(splits.train.photographs) == with_photographs
     assert ("on painted backdrops only" in capsys.readouterr().out) is not with_photographs
+
+
+def test_a_folder_without_backdrops_costs_no_prediction(kernel, tmp_path):
+    """As after a training that this very folder has ended."""
+    (tmp_path / "backdrops").mkdir()
+    inputs = SimpleNamespace(train_csv=None, val_csv=None, kaggle_input=None,
+                             out=tmp_path / "out", backgrounds=tmp_path / "backdrops")
+    settings = kernel.Settings(cache=Path("off"))
+    assert kernel.find_splits(inputs, settings, False) == (None, None)

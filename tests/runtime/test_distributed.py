@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, load_modules, write_pairs
 from forked import Started, run_forked
 from src.runtime import distributed
+from src.runtime.console import UserError
 
 SCRIPT = ROOT / "kernel" / "main.py"
 FLAGS = ("--train-size", 64, "--train-batch", 2, "--epochs", 2, "--workers", 0, "--device", "cpu")
@@ -231,7 +232,7 @@ def test_more_cards_than_there_are_is_one_sentence(monkeypatch, capfd, gpus, dev
     assert says in error and len(error.strip().splitlines()) == 1
 
 
-def launched_with(monkeypatch, outcome):
+def launched_with(monkeypatch, outcome, guarded=False):
     """(what relaunch returns, the arguments and environment that torchrun got)"""
     seen = {}
 
@@ -240,12 +241,12 @@ def launched_with(monkeypatch, outcome):
         if outcome:
             raise outcome
 
-    for name in ("OMP_NUM_THREADS", distributed.STARTED_VARIABLE):
+    for name in ("OMP_NUM_THREADS", distributed.STARTED_VARIABLE, distributed.REASON_VARIABLE):
         monkeypatch.setenv(name, "")  # so that it is put back afterwards
         monkeypatch.delenv(name)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(distributed.torchrun, "main", run)
-    return distributed.relaunch(None, "auto"), seen
+    return distributed.relaunch(None, "auto", guarded), seen
 
 
 def test_two_cards_are_used_without_this_machines_name(monkeypatch):
@@ -264,6 +265,19 @@ def test_where_no_group_can_be_formed_one_card_does_the_work(monkeypatch, capsys
         status, _ = launched_with(monkeypatch, outcome)
         assert status is None
         assert "going on with one process and one card" in capsys.readouterr().out
+    monkeypatch.setattr(distributed, "status_of_child", lambda command: 137)
+    assert launched_with(monkeypatch, error, guarded=True)[0] == 137  # it may die, this one not
+
+
+def test_a_start_that_is_refused_has_its_reason_too(monkeypatch):
+    for name in ("RANK", distributed.REASON_VARIABLE):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(UserError, match="this machine has 2") as caught:
+        distributed.relaunch(5, "auto", guarded=True)
+    distributed.first_to_end(2, str(caught.value))
+    assert "this machine has 2" in distributed.noted_reason(2)
 
 
 def test_gradients_that_cannot_be_exchanged_end_in_no_group(data, tmp_path):
