@@ -13,8 +13,9 @@ from PIL import Image, ImageChops, ImageCms, ImageFile, PngImagePlugin
 
 from src.runtime.console import UserError
 from src.inputs.formats import NO_PIXELS, RAW_SUFFIXES, kind_without_pixels
+from src.data.pixels import no_memory
 
-MAX_PIXELS = 150_000_000  # of one image; RGB of this size takes 450 MB
+MAX_PIXELS = 150_000_000  # of one image, for which a run takes 3 GB of memory
 Image.MAX_IMAGE_PIXELS = None  # the bound above comes with a sentence instead of a warning
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # texts cost no picture
 ORIENTATION = 0x0112  # EXIF tag; its values from 5 on exchange width and height
@@ -106,7 +107,10 @@ def read_picture(source):
 
 def with_own_alpha(alpha, picture):
     """A predicted alpha, float [H,W] in [0,1], times the one that the picture brings along."""
-    return alpha if picture.alpha is None else alpha * (np.float32(picture.alpha) / 255)
+    if picture.alpha is None:
+        return alpha
+    own = np.divide(picture.alpha, 255, dtype=np.float32)
+    return np.multiply(alpha, own, out=own)
 
 
 def open_image(path, mode, at_least=None):
@@ -181,7 +185,10 @@ def refusing(path):
     except UserError:
         raise
     except Exception as error:  # which one, for a damaged file, depends on where the damage is
-        raise UserError(f"{path}: cannot be read as an image ({why_not(error, path)})") from None
+        size = isinstance(error, MemoryError) and declared_size(path)
+        reason = no_memory(error, size) if size else (
+            f"cannot be read as an image ({why_not(error, path)})")
+        raise UserError(f"{path}: {reason}") from None
 
 
 def why_not(error, path):
@@ -205,7 +212,7 @@ def decode(path, at_least=None):
     try:
         with open(path, "rb") as file:
             return opened(file, path, at_least)
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:
         reason = why_not(error, path)

@@ -7,6 +7,9 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
+BAND = 2**20  # pixels of an image that are floats at a time
+START_BYTES, PIXEL_BYTES = 1.2e9, 12  # of memory that a run takes, and a pixel of a large image
+
 
 def image_tensor(image):
     """RGB image -> float32 [3,H,W] in [-1,1]"""
@@ -31,7 +34,25 @@ def to_picture(pixels):
 
 def to_uint8(alpha):
     """float [H,W] in [0,1] -> uint8, rounded: truncating would lose half a level everywhere."""
-    return np.rint(alpha * 255).astype(np.uint8)
+    parts = np.array_split(alpha, -(-alpha.size // BAND))
+    return np.concatenate([np.rint(part * 255).astype(np.uint8) for part in parts])
+
+
+def bands(image):
+    """Slices of rows that make up an image, each about BAND pixels and a 64th of it, in multiples
+    of 4 rows."""
+    rows = max(4, (BAND // image.width + image.height // 64) // 4 * 4)
+    return [slice(top, min(top + rows, image.height)) for top in range(0, image.height, rows)]
+
+
+def no_memory(error, size):
+    """Why an image (width, height) is a problem where memory is lacking; raises any other error."""
+    if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+        raise error
+    pixels = size[0] * size[1]
+    needed = (START_BYTES + PIXEL_BYTES * pixels) / 1e9
+    return (f"its {pixels / 1e6:.0f} megapixels need {needed:.1f} GB of memory, more than is free; "
+            "make it smaller, or end other programs")
 
 
 def box_mean(x, radius):

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import dataclass, replace
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -64,16 +65,14 @@ class Predictor:
     def alphas(self, items):
         """Yields (image, alpha [H,W] in [0,1], more) for each (name, RGB image, more), in order.
 
-        Threads bring the alphas to full size behind the network, so that it need not wait. Where
-        the image is None, so is the alpha.
+        Threads bring the alphas to full size behind the network, so that it need not wait.
         """
         def finished(item):
             image, small, more = item
-            return image, image and self.full_alpha(image, small), more
+            return image, self.full_alpha(image, small), more
 
-        small = ((image, image and self.small_alphas(name, image), more)
-                 for name, image, more in items)
-        yield from mapped_ahead(finished, small)
+        small = ((image, self.small_alphas(name, image), more) for name, image, more in items)
+        yield from mapped_ahead(finished, small, pixels=lambda item: prod(item[0].size))
 
     def small_alphas(self, name, image):
         """[(the network's input, [alpha of each view that has it])], float32 [1,3,size,size] and
@@ -85,9 +84,12 @@ class Predictor:
 
     def full_alpha(self, image, small):
         """The mean of all views' alphas, [H,W] in [0,1] of an RGB image's own size"""
-        full = [at_full_size(mean_of(alphas), inputs, image, self.recipe.refine)
-                * (len(alphas) / len(self.views)) for inputs, alphas in small]
-        return calibrated(sum(full[1:], start=full[0]), self.recipe.calibration)
+        full = None
+        for inputs, alphas in small:
+            part = at_full_size(mean_of(alphas), inputs, image, self.recipe.refine)
+            part *= len(alphas) / len(self.views)  # in place, for large images
+            full = part if full is None else full + part
+        return calibrated(full, self.recipe.calibration)
 
     @property
     def sizes(self):
@@ -170,8 +172,7 @@ def at_full_size(alpha, inputs, image, refined):
     """
     height, width = alpha.shape[2:]
     if refined and image.height > height and image.width > width:
-        full = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-        return refine(alpha, (inputs + 1) / 2, full)[0, 0].numpy()
+        return refine(alpha, (inputs + 1) / 2, image)
     return resize_alpha(alpha, image.width, image.height)[0, 0].numpy()
 
 

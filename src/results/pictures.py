@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 from src.runtime.files import replacing
-from src.data.pixels import box_mean, to_picture
+from src.data.pixels import bands, box_mean, no_memory, to_picture
 
 PASSES = ((4, 5), (2, 2))  # how many times smaller the means are taken, and their radius
+MARGIN = 40  # rows around a band on which its colours depend
 
 
 def foreground(image, alpha):
@@ -19,25 +20,35 @@ def foreground(image, alpha):
     blurred by their shares of the image, and what then is missing in I = alpha F + (1 - alpha) B is
     given to F; twice, with a wide blur and a narrow one. The blurs are means of a smaller image.
     """
-    image = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
-    alpha = torch.from_numpy(np.array(alpha))[None, None].float() / 255
+    image = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous() / 255
+    alpha = torch.from_numpy(np.array(alpha))[None, None] / 255
     front = back = image
     for times, radius in PASSES:
-        parts = torch.cat([front * alpha, back * (1 - alpha), alpha], dim=1)
         small = [max(1, side // times) for side in alpha.shape[2:]]
-        parts = box_mean(F.interpolate(parts, size=small, mode="area"), radius)
+        parts = torch.cat([F.interpolate(front * alpha, size=small, mode="area"),
+                           F.interpolate(back * (1 - alpha), size=small, mode="area"),
+                           F.interpolate(alpha, size=small, mode="area")], dim=1)
+        parts = box_mean(parts, radius)
         share = parts[:, 6:]
         means = torch.cat([parts[:, :3] / share.clamp_min(1e-3),
                            parts[:, 3:6] / (1 - share).clamp_min(1e-3)], dim=1)
         means = F.interpolate(means, size=alpha.shape[2:], mode="bilinear", align_corners=False)
         front, back = means.split(3, dim=1)
-        front = (front + alpha * (image - alpha * front - (1 - alpha) * back)).clamp_(0, 1)
+        missing = (image - alpha * front).sub_((1 - alpha) * back)
+        front = missing.mul_(alpha).add_(front).clamp_(0, 1)
     return np.array(to_picture((front * (alpha > 0))[0]))
 
 
 def cut_out(image, mask):
     """The RGBA picture of what a mask, L, takes out of an RGB image of its size."""
-    picture = Image.fromarray(foreground(image, mask))
+    picture = Image.new("RGB", image.size)
+    # A band has the bits of the whole where all heights are multiples of 4.
+    whole = image.height % 4 and image.width * image.height <= 2**24
+    for rows in [slice(0, image.height)] if whole else bands(image):
+        top, bottom = max(0, rows.start - MARGIN), min(image.height, rows.stop + MARGIN)
+        box = (0, top, image.width, bottom)
+        colours = foreground(image.crop(box), mask.crop(box))
+        picture.paste(Image.fromarray(colours[rows.start - top:rows.stop - top]), (0, rows.start))
     picture.putalpha(mask)
     return picture
 
@@ -64,6 +75,8 @@ def save_pictures(out, kinds, name, picture, mask):
                 cut_out_of(picture, mask), picture.profile)
             with replacing(out / kind / f"{name}.png") as part:
                 result.save(part, format="PNG", compress_level=3, icc_profile=profile)
+    except (MemoryError, RuntimeError) as error:
+        return no_memory(error, mask.size)
     except (OSError, ValueError) as error:
         return f"its picture cannot be written ({getattr(error, 'strerror', None) or error})"
     return ""

@@ -17,7 +17,7 @@ from src.runtime.files import replacing
 from src.runtime.processes import rank, world_size
 from src.runtime.threads import mapped_ahead
 from src.data.images import declared_size, read_picture, with_own_alpha
-from src.data.pixels import to_uint8
+from src.data.pixels import no_memory, to_uint8
 from src.results.pictures import save_pictures
 
 HEADER = ("filename", "image_utf")
@@ -36,26 +36,41 @@ def predict_tests(predictor, tests, kinds, out, csv_path, stop):
         try:
             if test.path is None:
                 raise UserError("there is no such image")
-            picture = read_picture(test.path)
-            return test.name, picture.rgb, (test, picture, "")
+            return test, read_picture(test.path), ""
         except UserError as error:
-            return test.name, None, (test, None, str(error))
+            return test, None, str(error)
+
+    def seen(item):
+        test, picture, problem = item
+        try:
+            small = picture and predictor.small_alphas(test.name, picture.rgb)
+            return test, picture, small, problem
+        except (MemoryError, RuntimeError) as error:
+            return test, None, None, no_memory(error, picture.rgb.size)
 
     def finished(item):
-        _, alpha, (test, picture, problem) = item
-        if picture is None:
-            width, height = (test.path and declared_size(test.path)) or usual
-            mask = np.zeros((height, width), np.uint8)
-        else:
-            mask = to_uint8(with_own_alpha(alpha, picture))
-            problem = save_pictures(out, kinds, test.name, picture, mask) or picture.problem
-        return test.name, encode_mask(mask) if csv_path else "", problem, picture and picture.notes
+        test, picture, small, problem = item
+        try:
+            if picture:
+                mask = to_uint8(with_own_alpha(predictor.full_alpha(picture.rgb, small), picture))
+                problem = save_pictures(out, kinds, test.name, picture, mask) or picture.problem
+                return test.name, encode_mask(mask) if csv_path else "", problem, picture.notes
+        except (MemoryError, RuntimeError) as error:
+            problem = no_memory(error, picture.rgb.size)
+        blank = np.zeros(size(test)[::-1], np.uint8)
+        return test.name, encode_mask(blank) if csv_path else "", problem, ()
+
+    def size(test):
+        return (test.path and declared_size(test.path)) or usual
 
     out.mkdir(parents=True, exist_ok=True)
     usual = commonest_size(tests)
     share = progress(shard(tests), "predict", unit="image")
-    items = stop.guarded(predictor.alphas(mapped_ahead(opened, share)))
-    return write_rows(csv_path, mapped_ahead(finished, items), len(tests))
+    images = mapped_ahead(opened, share, pixels=lambda test: math.prod(size(test)))
+    items = map(seen, stop.guarded(images))
+    rows = mapped_ahead(
+        finished, items, pixels=lambda item: math.prod(item[1].rgb.size) if item[1] else 0)
+    return write_rows(csv_path, rows, len(tests))
 
 
 def write_rows(csv_path, rows, count):

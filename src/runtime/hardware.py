@@ -138,14 +138,15 @@ def keep_freed_memory():
     """Make glibc reuse the memory of large activations instead of unmapping each one.
 
     Every unmapped activation is paged in again, zeroed, at the next step. M_MMAP_MAX 0 keeps them
-    on the heap, M_TRIM_THRESHOLD keeps the heap (mallopt(3)); elsewhere than glibc this does
-    nothing.
+    on the heap, M_TRIM_THRESHOLD keeps the heap, M_ARENA_MAX gives all threads one heap, so that
+    each reuses what others have freed (mallopt(3)); elsewhere than glibc this does nothing.
     """
-    m_trim_threshold, m_mmap_max = -1, -4
+    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "gnu_get_libc_version"):
             libc.mallopt(m_mmap_max, 0)
+            libc.mallopt(m_arena_max, 1)
             libc.mallopt(m_trim_threshold, 2**31 - 1)
 
 

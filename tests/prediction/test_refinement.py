@@ -1,11 +1,20 @@
 """The guided filter on cases with a known answer."""
 
+import numpy as np
 import pytest
 import torch
+
+from conftest import set_module
 
 
 def rand(*shape, seed=0):
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def refine(kernel, alpha, small, image, **options):
+    """`refine` of an image that is floats, [1,3,H,W]"""
+    refined = kernel.refine(alpha, small, kernel.to_picture(image[0]), **options)
+    return torch.from_numpy(refined)[None, None]
 
 
 def test_box_mean_is_the_mean_of_the_window(kernel):
@@ -33,8 +42,8 @@ def test_an_alpha_linear_in_colour_is_recovered_at_full_resolution(kernel):
     small = torch.nn.functional.interpolate(image, size=(64, 64), mode="area")
     weights = torch.tensor([0.3, 0.5, 0.2]).view(1, 3, 1, 1)
     truth = (weights * image).sum(dim=1, keepdim=True)
-    refined = kernel.refine((weights * small).sum(dim=1, keepdim=True), small, image,
-                            epsilon=1e-7)
+    refined = refine(kernel, (weights * small).sum(dim=1, keepdim=True), small, image,
+                     epsilon=1e-7)
     assert refined.shape == truth.shape and (refined - truth).abs().max() < 0.01
 
 
@@ -45,7 +54,7 @@ def test_a_sharp_edge_comes_back_from_a_small_matte(kernel):
     small, alpha = (torch.nn.functional.interpolate(x, size=(64, 64), mode="area")
                     for x in (image, truth))
     plain = kernel.resize_alpha(alpha, 256, 256)
-    refined = kernel.refine(alpha, small, image)
+    refined = refine(kernel, alpha, small, image)
     errors = [(x - truth).square().mean().item() for x in (plain, refined)]
     assert errors[1] < 0.1 * errors[0]
 
@@ -54,14 +63,32 @@ def test_a_sharp_edge_comes_back_from_a_small_matte(kernel):
 def test_a_constant_matte_stays_and_the_range_is_kept(kernel, level):
     image = rand(1, 3, 100, 60)
     small = torch.nn.functional.interpolate(image, size=(64, 64), mode="area")
-    refined = kernel.refine(torch.full((1, 1, 64, 64), level), small, image)
+    refined = refine(kernel, torch.full((1, 1, 64, 64), level), small, image)
     assert torch.allclose(refined, torch.tensor(level), atol=1e-4)
-    noisy = kernel.refine(rand(1, 1, 64, 64, seed=3).round(), small, image)
+    noisy = refine(kernel, rand(1, 1, 64, 64, seed=3).round(), small, image)
     assert noisy.min() >= 0 and noisy.max() <= 1
 
 
 def test_one_colour_images_do_no_harm(kernel):
     """Without any contrast there is nothing to follow: the smoothed matte, and no NaN."""
     image, small = torch.full((1, 3, 200, 200), 0.5), torch.full((1, 3, 64, 64), 0.5)
-    refined = kernel.refine(rand(1, 1, 64, 64), small, image)
+    refined = refine(kernel, rand(1, 1, 64, 64), small, image)
     assert torch.isfinite(refined).all() and 0.3 < refined.mean() < 0.7
+
+
+def test_bands_have_the_bits_of_the_whole(kernel, monkeypatch):
+    alpha, image = rand(1, 1, 64, 64), rand(1, 3, 403, 90, seed=1)
+    small = torch.nn.functional.interpolate(image, size=(64, 64), mode="area")
+    whole = refine(kernel, alpha, small, image)
+    set_module(kernel, monkeypatch, "BAND", 2000)
+    assert len(kernel.bands(kernel.to_picture(image[0]))) > 9
+    assert np.array_equal(refine(kernel, alpha, small, image), whole)
+
+
+@pytest.mark.parametrize("target", [21, 64, 403])
+def test_rows_are_enlarged_as_torch_does(kernel, target):
+    x = rand(20, 1)
+    upper, lower, share = kernel.rows_between(20, target)
+    rows = x[upper] * (1 - share) + x[lower] * share
+    expected = torch.nn.functional.interpolate(x[None, None], size=(target, 1), mode="bilinear")
+    assert torch.allclose(rows, expected[0, 0], atol=1e-6)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from conftest import REAL, ROOT, draw
+from conftest import REAL, ROOT, draw, set_module
 from forked import run_forked
 
 SCRIPT = ROOT / "kernel" / "main.py"
@@ -48,6 +48,17 @@ def test_what_is_solid_keeps_its_colours_and_nothing_is_black(kernel, size):
     colours = kernel.foreground(image, alpha.astype(np.uint8))
     assert np.abs(colours.astype(int) - image)[alpha == 255].max() <= 1
     assert not colours[alpha == 0].any()
+
+
+def test_a_cut_out_in_bands_has_the_colours_of_the_whole(kernel, monkeypatch):
+    photo = Image.open(PHOTOS[0]).convert("RGB").resize((200, 616))
+    with Image.open(sorted(REAL.glob("*.webp"))[0]) as image:
+        mask = image.convert("RGBA").getchannel("A").resize(photo.size)
+    set_module(kernel, monkeypatch, "BAND", 20_000)
+    assert len(kernel.bands(photo)) > 4
+    cutout = kernel.cut_out(photo, mask)
+    assert np.array_equal(cutout.convert("RGB"), kernel.foreground(photo, mask))
+    assert np.array_equal(cutout.getchannel("A"), mask)
 
 
 @pytest.fixture
