@@ -364,12 +364,15 @@ def damaged(root):
 KILLED = ("def train_step(run, batch):\n",
           "def train_step(run, batch):\n    run.epoch == 3 and os.kill(os.getpid(), 9)\n")
 
+MISTAKE = (KILLED[0], KILLED[1].replace("3 and os.kill(os.getpid(), 9)", "2 and 1 / 0"))
+
 
 @pytest.mark.parametrize("spoil, change, settings, reason", [
     (damaged, ("", ""), {"epoch_samples": "8", "epochs": "6"}, "training pairs cannot be read"),
     (None, ("", ""), {"lr": "1e30", "epochs": "4"}, "not finite"),
+    (None, MISTAKE, {"epochs": "2"}, "ZeroDivisionError: division by zero"),
     (None, KILLED, {"epochs": "4", "gpus": "2", "device": "cpu"}, "SIGKILL")],
-    ids=["damaged files", "diverging", "killed"])
+    ids=["damaged files", "diverging", "a mistake", "killed"])
 def test_a_training_that_fails_is_followed_by_a_prediction(
         tmp_path, namespaces, spoil, change, settings, reason):
     """With the best weights of this run, or those that it started from; status 0."""

@@ -113,6 +113,19 @@ def test_the_large_network_trains_and_predicts(start, small_data):
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_a_training_that_fails_says_so_and_keeps_its_best_weights(start, small_data):
+    """Elsewhere than on Kaggle no prediction hides it."""
+    torch.manual_seed(0)
+    torch.save(U2NETP().state_dict(), start.folder / "u2netp.pth")
+    done = start("--checkpoint", "u2netp.pth", "--mode", "train", *data_flags(small_data), *QUICK,
+                 "--epochs", 4, "--lr", 1e30, "--out", "out")
+    out = start.folder / "out"
+    assert done.returncode == 2 and "not finite" in done.stderr
+    state = torch.load(out / "u2netp_best.pth", weights_only=True)["model_state"]
+    assert all(torch.isfinite(each).all() for each in state.values())
+    assert not (out / "submission.csv").exists()
+
+
 def test_bad_input_is_one_sentence_and_status_2(start):
     """As a process; test_bad_input.py has the many cases, in this one."""
     done = start("--train-csv", "nowhere.csv", process=run_script)

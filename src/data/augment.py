@@ -9,8 +9,6 @@ import torch.nn.functional as F
 
 from src.data.backdrops import composited, stretched
 
-GREY = (0.2989, 0.587, 0.114)  # luma of ITU-R BT.601, as in torchvision's adjust_saturation
-
 
 @dataclass(frozen=True)
 class JointAugment:
@@ -95,13 +93,9 @@ class JointAugment:
 def recoloured(images, factors):
     """RGB images [B,3,H,W] in 0..1 with brightness, contrast and saturation changed by factors
     [B,3], in this order; 1 keeps them. As torchvision's functions of these names."""
+    from torchvision.transforms.functional import rgb_to_grayscale as grey  # only training waits
     brightness, contrast, saturation = factors[:, :, None, None, None].unbind(1)
     images = (images * brightness).clamp_(0, 1)
     mean = grey(images).mean(dim=(2, 3), keepdim=True)
     images = torch.lerp(mean, images, contrast).clamp_(0, 1)
     return torch.lerp(grey(images), images, saturation).clamp_(0, 1)
-
-
-def grey(images):
-    """[B,3,H,W] -> luma [B,1,H,W]"""
-    return sum(weight * images[:, i, None] for i, weight in enumerate(GREY))

@@ -4,12 +4,12 @@ Soft edges, thin strands, glow and transparency over plain, gradient and texture
 """
 
 import numpy as np
-import pandas as pd
 from PIL import Image, ImageDraw, ImageFilter
 
 from src.runtime.console import log
 from src.runtime.distributed import barrier
 from src.runtime.processes import rank
+from src.runtime.tables import write_table
 from src.data.backdrops import paint_backdrop, smooth_colours
 
 DEMO_SIZE = 1024  # pixels, as in MAGICK
@@ -48,7 +48,7 @@ def make_demo(folder, seed):
                 save_png(alpha, folder / "alphas" / name)
                 rows.append({"image_path": f"images/{name}", "alpha_path": f"alphas/{name}"})
         if rows:
-            pd.DataFrame(rows).to_csv(folder / f"{split}.csv", index=False)
+            write_table(folder / f"{split}.csv", rows)
 
 
 def save_png(image, path):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from src.runtime.console import UserError, log
 from src.runtime.tables import near_name, no_column, read_table
@@ -85,7 +84,7 @@ def read_pairs(csv_path, limit=None, photographs=(), cache=None, roots=()):
     image_column, alpha_column = COLUMNS
     if image_column not in table.columns and INDEX_COLUMN in table.columns:
         pages = table[INDEX_COLUMN]
-        table = pd.DataFrame({image_column: "images/" + pages.str[:2] + "/" + pages + ".png"})
+        table = ("images/" + pages.str[:2] + "/" + pages + ".png").to_frame(image_column)
     if image_column not in table.columns:
         raise UserError(f"{csv_path}: {no_column(image_column, table.columns)}")
     table = table.mask(table.isin(MISSING), "")
@@ -94,7 +93,7 @@ def read_pairs(csv_path, limit=None, photographs=(), cache=None, roots=()):
         raise UserError(f"{csv_path}: has no rows with an {image_column}")
     images = table[image_column]
     alpha_column = alpha_column_of(table, csv_path) or alpha_column
-    alphas = table.get(alpha_column, pd.Series("", images.index))
+    alphas = table[alpha_column] if alpha_column in table.columns else images
     alphas = alphas.where(alphas != images, "")
     repeated = int(table.duplicated().sum())
     if repeated:

@@ -4,8 +4,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
 
 BAND = 2**20  # pixels of an image that are floats at a time
 START_BYTES, PIXEL_BYTES = 1.2e9, 12  # of memory that a run takes, and a pixel of a large image
@@ -13,17 +11,18 @@ START_BYTES, PIXEL_BYTES = 1.2e9, 12  # of memory that a run takes, and a pixel 
 
 def image_tensor(image):
     """RGB image -> float32 [3,H,W] in [-1,1]"""
-    return TF.to_tensor(image).sub_(0.5).div_(0.5)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+    return (pixels / 255).sub_(0.5).div_(0.5)
 
 
 def alpha_tensor(alpha):
     """L image -> float32 [1,H,W] in [0,1]"""
-    return TF.to_tensor(alpha)
+    return torch.from_numpy(np.array(alpha))[None] / 255
 
 
 def resized(image, size):
     """The image stretched to size x size, as the network sees it"""
-    return TF.resize(image, [size, size], InterpolationMode.BILINEAR)
+    return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def to_picture(pixels):

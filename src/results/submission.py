@@ -8,7 +8,6 @@ from collections import Counter
 from contextlib import nullcontext
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from src.runtime.console import UserError, progress
@@ -122,5 +121,6 @@ def decode_mask(text):
 
 def read_rows(csv_path):
     """Yields (filename, image_utf) of a submission, a few rows in memory at a time."""
+    import pandas as pd
     for rows in pd.read_csv(csv_path, dtype=str, keep_default_na=False, chunksize=64):
         yield from rows.itertuples(index=False, name=None)

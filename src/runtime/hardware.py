@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import PIL
 import torch
-import torchvision
 
 from src.runtime.console import UserError, log
 from src.runtime.distributed import NoGroup, any_rank, join_group
@@ -94,8 +92,8 @@ def choose_device(name):
 
 def describe_machine(device):
     """A line with the versions of what we stand on, and one with the device."""
-    versions = ", ".join(f"{module.__name__} {module.__version__}" for module in (
-        torch, torchvision, np, pd, PIL))
+    versions = ", ".join(
+        f"{module.__name__} {module.__version__}" for module in (torch, np, PIL))
     python = sys.version.split()[0]
     computes = f"{os.cpu_count()} CPU cores"
     if device.type == "cuda":
