@@ -26,7 +26,7 @@ from conftest import ROOT, draw, load_bundle, write_pairs
 
 BUNDLE = load_bundle()
 QUICK = ["--train-size", "64", "--train-batch", "8", "--epochs", "1", "--workers", "0",
-         "--predict-size", "32", "--calibration", "none", "--preview", "0"]
+         "--predict-size", "32", "--calibration", "none", "--preview", "0", "--ema", "0"]
 
 
 @pytest.fixture(scope="session")

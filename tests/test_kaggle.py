@@ -272,12 +272,15 @@ def kaggle_run(root, out, before="true", change=("", ""), **settings):
          sys.executable, before], env=environment, capture_output=True, text=True, timeout=200)
 
 
+SHORT_RESERVE = ("+ prediction) + 30\n", "+ prediction) + 4\n")  # seconds, so that tests need not wait
+
+
 def run_with_an_epoch(root, out, seconds, before="true", **settings):
     """(finished `kaggle_run`, its --time-limit): `seconds`, or twice as long where the cores are too
     busy for an epoch."""
     for limit in (seconds / 3600, 2 * seconds / 3600):
         shutil.rmtree(out, ignore_errors=True)
-        done = kaggle_run(root, out, before, time_limit=str(limit), **settings)
+        done = kaggle_run(root, out, before, SHORT_RESERVE, time_limit=str(limit), **settings)
         if "Epoch 1:" in done.stdout:
             break
     return done, str(limit)
@@ -308,7 +311,7 @@ def test_two_processes_need_no_name_and_no_network(tmp_path, namespaces):
     decides, as it does there unless --epochs does."""
     root, out = kaggle_input(tmp_path / "input", pairs=True), tmp_path / "working"
     before = f"hostname nowhere.invalid && {shlex.quote(sys.executable)} -c '{LOOPBACK_UP}'"
-    done, _ = run_with_an_epoch(root, out, 70, before, gpus="2", device="cpu", epochs="",
+    done, _ = run_with_an_epoch(root, out, 30, before, gpus="2", device="cpu", epochs="",
                                 epoch_samples="40")
     check_run(done, out, "random weights")
     assert "going on with one" not in done.stdout and "Epoch 1:" in done.stdout
@@ -336,13 +339,14 @@ def test_training_goes_on_in_the_next_session(tmp_path, namespaces):
     root = kaggle_input(tmp_path / "input", pairs=True)
     (root / "datasets/someone/pairs/val.csv").unlink()
     settings = {"mode": "train", "epochs": "2000", "save_minutes": "1000"}
-    first, limit = run_with_an_epoch(root, tmp_path / "first", 42, **settings)
+    first, limit = run_with_an_epoch(root, tmp_path / "first", 18, **settings)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "Time limit: training ends in epoch" in first.stdout
     attached = root / "notebooks" / "me" / "magick-alpha"
     shutil.copytree(tmp_path / "first", attached)
     before = torch.load(attached / "last.pth", weights_only=True)["training"]
-    second = kaggle_run(root, tmp_path / "second", time_limit=limit, **settings)
+    second = kaggle_run(root, tmp_path / "second", change=SHORT_RESERVE, time_limit=limit,
+                        **settings)
     assert second.returncode == 0, second.stdout + second.stderr
     assert "Continuing /kaggle/input/notebooks/me/magick-alpha/last.pth" in second.stdout
     after = pd.read_csv(tmp_path / "second" / "metrics.csv")

@@ -112,7 +112,7 @@ def test_an_automatic_run_goes_on_where_it_was_killed(data, tmp_path):
 
 
 def test_a_second_signal_ends_at_once(data, tmp_path):
-    process = Started(SCRIPT, *FLAGS, *data, "--train-size", 512, "--out", "out", cwd=tmp_path)
+    process = Started(SCRIPT, *FLAGS, *data, "--train-size", 384, "--out", "out", cwd=tmp_path)
     for line in process.stdout:
         if line.startswith("Training "):
             break

@@ -1,5 +1,6 @@
 """Every form a checkpoint comes in; atomic, verified writes."""
 
+import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,14 +132,13 @@ def weights_digest(model_state):
 def write_checkpoint(path, model_state, **more):
     """Write {"model_state": ..., **more} so that the path always holds a whole checkpoint.
 
-    What was written is loaded back before it replaces an older file. `more` holds plain values
-    and tensors only, so that `torch.load(weights_only=True)` accepts them.
+    What was written is read back before it replaces an older file. `more` holds plain values and
+    tensors only, so that `torch.load(weights_only=True)` accepts them.
     """
     state = {key: tensor.detach().cpu() for key, tensor in model_state.items()}
+    content = io.BytesIO()  # saved to a file, the archive would hold its temporary name
+    torch.save({"model_state": state, **more}, content)
     with replacing(path) as part:
-        with open(part, "wb") as file:  # by its name the archive would differ from run to run
-            torch.save({"model_state": state, **more}, file)
-        written = torch.load(part, map_location="cpu", weights_only=True)["model_state"]
-        for key, tensor in state.items():
-            if not torch.equal(written[key], tensor):
-                raise OSError(f"{path}: {key} in the written file differs from the one in memory")
+        part.write_bytes(content.getbuffer())
+        if part.read_bytes() != content.getbuffer():
+            raise OSError(f"{path}: the written file differs from what is in memory")

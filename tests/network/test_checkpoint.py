@@ -1,6 +1,7 @@
 """Every form a checkpoint comes in, and what is refused."""
 
 import os
+from pathlib import Path
 import zipfile
 
 import pytest
@@ -141,10 +142,12 @@ def test_written_checkpoints_load_here_and_in_the_notebook(kernel, tmp_path, sta
         assert torch.equal(value, state[key])
 
 
-def test_a_failed_write_leaves_the_older_checkpoint(kernel, tmp_path, state):
+def test_a_failed_write_leaves_the_older_checkpoint(kernel, tmp_path, state, monkeypatch):
     path = tmp_path / "u2netp_best.pth"
     kernel.write_checkpoint(path, state, recipe={})
     before = path.read_bytes()
-    with pytest.raises(Exception):
-        kernel.write_checkpoint(path, state, recipe={"model": kernel.U2NETP})
+    real = Path.write_bytes
+    monkeypatch.setattr(Path, "write_bytes", lambda part, content: real(part, content[:-9]))
+    with pytest.raises(OSError, match="u2netp_best.pth: the written file differs"):
+        kernel.write_checkpoint(path, state, recipe={})
     assert path.read_bytes() == before and os.listdir(tmp_path) == [path.name]

@@ -55,7 +55,7 @@ join_group()
 machine = Machine(torch.device("cpu"))
 batch = 4 // world_size()
 model = U2NETP()
-settings = dataclasses.replace(Settings(), train_size=64, train_batch=batch, ema=0, lr=1e-4)
+settings = dataclasses.replace(Settings(), train_size=32, train_batch=batch, ema=0, lr=1e-4)
 settings = decided(settings, machine)
 run = Run(model, settings, machine, 1, frozen_norms=False)
 model.eval()  # batch norms aside: each process would normalise with its own crops

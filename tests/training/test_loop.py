@@ -14,7 +14,7 @@ from conftest import set_module, write_pairs
 
 
 def settings_for(kernel, **changes):
-    base = kernel.Settings(train_size=64, train_batch=2, epochs=3, lr=2e-3, workers=0)
+    base = kernel.Settings(train_size=32, train_batch=2, epochs=3, lr=2e-3, workers=0)
     return dataclasses.replace(base, **changes)
 
 
@@ -36,7 +36,7 @@ def train(kernel, data, out, model=None, *, check_every=1, stop=None, checkpoint
 
 def test_it_learns_and_keeps_the_best(kernel, small_data, tmp_path, capsys):
     out = tmp_path / "out"
-    model, metrics = train(kernel, small_data, out, epochs=6)
+    model, metrics = train(kernel, small_data, out, epochs=6, train_size=64)
     assert metrics[-1]["train_loss"] < 0.8 * metrics[0]["train_loss"]
     table = pd.read_csv(out / "metrics.csv")
     assert list(table.columns) == [
@@ -55,14 +55,14 @@ def test_it_learns_and_keeps_the_best(kernel, small_data, tmp_path, capsys):
 def test_the_reported_validation_mse_is_the_best_models(kernel, small_data, tmp_path):
     model, metrics = train(kernel, small_data, tmp_path)
     loader = kernel.share_loader(
-        kernel.ValidationSet(kernel.read_pairs(small_data.val), 64), 1, kernel.Machine())
+        kernel.ValidationSet(kernel.read_pairs(small_data.val), 32), 1, kernel.Machine())
     mse = kernel.evaluate({"": model}, loader, kernel.Machine(), kernel.StopWatch())[""][1]
     assert mse == pytest.approx(min(m["val_mse"] for m in metrics), rel=1e-4)
 
 
 def test_workers_do_not_change_the_weights(kernel, small_data, tmp_path):
-    alone, _ = train(kernel, small_data, tmp_path, epochs=2, train_size=32)
-    shared, _ = train(kernel, small_data, tmp_path, epochs=2, train_size=32, workers=2)
+    alone, _ = train(kernel, small_data, tmp_path, epochs=2)
+    shared, _ = train(kernel, small_data, tmp_path, epochs=2, workers=2)
     for one, other in zip(alone.state_dict().values(), shared.state_dict().values()):
         assert torch.equal(one, other)
 
@@ -73,7 +73,7 @@ def test_the_schedule_halves_the_rate_on_a_plateau(kernel, small_data, tmp_path)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.0
-    _, metrics = train(kernel, small_data, tmp_path, model, epochs=5, lr=1e-7, train_size=32)
+    _, metrics = train(kernel, small_data, tmp_path, model, epochs=5, lr=1e-7)
     assert [m["lr"] for m in metrics] == [1e-7] * 3 + [5e-8] * 2
 
 
@@ -82,7 +82,7 @@ def test_a_loss_that_is_not_finite_names_the_batch(kernel, small_data, tmp_path)
     with torch.no_grad():
         model.outconv.bias.fill_(float("nan"))
     with pytest.raises(kernel.UserError, match=r"3 times in a row.* epoch 1 .*images/train\d\.png"):
-        train(kernel, small_data, tmp_path, model, train_batch=1)
+        train(kernel, small_data, tmp_path, model, train_batch=1, train_size=64)
     assert not (tmp_path / "u2netp_best.pth").exists()
 
 
@@ -266,7 +266,7 @@ def test_running_out_of_memory_is_an_error_of_the_settings(
         raise torch.OutOfMemoryError("CUDA out of memory (injected)")
 
     monkeypatch.setattr(getattr(kernel, owner), name, no_room)
-    with pytest.raises(kernel.UserError, match="--train-batch 2 at --train-size 64; take --tr"):
+    with pytest.raises(kernel.UserError, match="--train-batch 2 at --train-size 32; take --tr"):
         train(kernel, small_data, tmp_path)
 
 
@@ -322,7 +322,7 @@ def test_workers_end_before_the_next_ones_start(kernel, small_data, tmp_path, mo
         return real(outputs, target)
 
     set_module(kernel, monkeypatch, "matte_mse", counted)
-    train(kernel, small_data, tmp_path, epochs=2, train_size=32, workers=2)
+    train(kernel, small_data, tmp_path, epochs=2, workers=2)
     assert max(counts) <= 2
 
 
@@ -378,10 +378,10 @@ def test_each_step_takes_a_size_from_its_position(kernel, small_data, tmp_path, 
         return apply(self, batch, photographs, device, size)
 
     monkeypatch.setattr(kernel.JointAugment, "apply", noted)
-    train(kernel, small_data, tmp_path / "a", epochs=3, train_size=96, min_train_size=64)
+    train(kernel, small_data, tmp_path / "a", epochs=2, train_size=64, min_train_size=32)
     first, seen[:] = list(seen), []
-    train(kernel, small_data, tmp_path / "b", epochs=3, train_size=96, min_train_size=64)
-    assert seen == first and set(filter(None, first)) == {64, 96}
+    train(kernel, small_data, tmp_path / "b", epochs=2, train_size=64, min_train_size=32)
+    assert seen == first and set(filter(None, first)) == {32, 64}
     run = run_of(kernel, train_size=320, min_train_size=200)
     run.steps_per_epoch = 10**6
     assert {kernel.crop_size(run) for run.batch in range(99)} == {320, 288, 256, 224}

@@ -148,7 +148,7 @@ def test_a_signal_in_any_process_saves_and_ends_all(kernel, monkeypatch):
 
 
 def test_the_epochs_line_tells_what_limits(kernel, small_data, tmp_path, capsys):
-    train(kernel, small_data, tmp_path, epochs=2, train_size=32)
+    train(kernel, small_data, tmp_path, epochs=2)
     first, last = [line for line in capsys.readouterr().out.splitlines() if "Epoch " in line]
     for words in (" samples/s, ", "% of the time without data, ", " s, to end about "):
         assert words in first
@@ -168,7 +168,7 @@ def test_waits_are_the_time_without_data(kernel):
 
 
 def test_validation_comes_every_so_many_samples(kernel, small_data, tmp_path):
-    _, metrics = train(kernel, small_data, tmp_path, epochs=4, epoch_samples=2, train_size=32)
+    _, metrics = train(kernel, small_data, tmp_path, epochs=4, epoch_samples=2)
     assert len(pd.DataFrame(metrics)) == 4
 
 
