@@ -120,13 +120,16 @@ def test_the_weights_become_a_dataset(kaggle_stub, repository):
     assert created[-1]["licenseName"] == "apache-2.0" and created[-1]["isPrivate"] is True
 
 
-def readme_commands(program):
-    """The README's command lines of a program, their words"""
-    lines = (line.strip() for line in (ROOT / "README.md").read_text("utf-8").splitlines())
-    return [shlex.split(line) for line in lines if line.startswith(program + " ")]
+MANUAL = ROOT / "kernel" / "README.md"
 
 
-SERVICES = [  # of the README's commands, in its order
+def commands(document):
+    """The command lines of Kaggle's client in a document, their words"""
+    lines = (line.strip() for line in document.read_text("utf-8").splitlines())
+    return [shlex.split(line) for line in lines if line.startswith("kaggle ")]
+
+
+SERVICES = [  # of the manual's commands, in its order
     ("datasets create", "/CreateDataset"), ("datasets status", "/GetDatasetStatus"),
     ("datasets version", "/CreateDatasetVersion"), ("kernels push", "/SaveKernel"),
     ("kernels logs", "/kernels/logs/stream"), ("kernels status", "/GetKernelSessionStatus"),
@@ -135,16 +138,20 @@ SERVICES = [  # of the README's commands, in its order
     ("competitions submit", "/CreateCodeSubmission")]
 
 
-def test_the_readmes_commands_reach_kaggle(kaggle_stub, repository):
+def test_the_readmes_commands_are_the_manuals():
+    short, full = commands(ROOT / "README.md"), commands(MANUAL)
+    assert short and [words for words in full if words in short] == short
+
+
+def test_the_manuals_commands_reach_kaggle(kaggle_stub, repository):
     """Each as it is typed, with the names filled in; the stub has no kernel to tell of, so only
     the request counts."""
-    commands = readme_commands("kaggle")
-    assert [" ".join(words[1:3]) for words in commands] == [name for name, _ in SERVICES]
+    assert [" ".join(words[1:3]) for words in commands(MANUAL)] == [name for name, _ in SERVICES]
     shutil.copytree(ROOT / "kernel", repository / "kernel", dirs_exist_ok=True,
                     ignore=shutil.ignore_patterns("*.json"))
     (repository / "kaggle-output").mkdir()
     (repository / "kaggle-output" / "submission.csv").write_text("filename,image_utf\n")
-    for words, (_, service) in zip(commands, SERVICES):
+    for words, (_, service) in zip(commands(MANUAL), SERVICES):
         kaggle_stub.requests.clear()
         names = {"SLUG": "matting-2026", "VERSION": "1"}
         done = client(kaggle_stub, repository, *(
@@ -159,12 +166,11 @@ def test_the_readmes_commands_reach_kaggle(kaggle_stub, repository):
     ({"versionNumber": 1, "url": "u", "invalidDatasetSources": ["some-one/magick-alpha-weights"]},
      "The following are not valid dataset sources"),
     ({"error": "no"}, "Kernel push error")])
-def test_a_push_reads_as_the_readme_says(kaggle_stub, repository, answer, says):
+def test_a_push_reads_as_the_manual_says(kaggle_stub, repository, answer, says):
     kaggle_stub.answers["/SaveKernel"] = answer
     done = client(kaggle_stub, repository, "kernels", "push", "-p", ".")
     assert done.returncode == 0 and says in done.stdout, done.stdout + done.stderr
-    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
-    assert says in readme
+    assert says in " ".join(MANUAL.read_text("utf-8").split())
 
 
 def test_placeholders_are_named_until_they_are_filled(tmp_path, repository, capsys):

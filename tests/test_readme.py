@@ -1,14 +1,19 @@
 """The README's commands and names are the project's own."""
 
 import re
+import shutil
+import subprocess
+import sys
 
 import pytest
+from PIL import Image
 
 import build
-from conftest import ROOT, load_modules
+from conftest import REAL, ROOT, load_modules
 from src.tools import export_onnx, import_onnx, label_photographs, make_dataset, ship
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+MANUAL = (ROOT / "kernel" / "README.md").read_text(encoding="utf-8")
 
 
 def commands():
@@ -39,11 +44,22 @@ def test_the_flags_that_the_readme_names_exist(capsys):
         with pytest.raises(SystemExit):
             command.main(["--help"])
         known |= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    ours = "\n".join(line for line in README.splitlines()
+    ours = "\n".join(line for line in (README + MANUAL).splitlines()
                      if not line.strip().startswith(("pip download", "kaggle ")))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", ours)) <= known
 
 
 def test_the_pictures_and_files_that_the_readme_names_exist():
-    for name in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / name).is_file(), name
+    for folder, text in ((ROOT, README), (ROOT / "kernel", MANUAL)):
+        for name in re.findall(r"\]\((?!https?:)([^)#]+)", text):
+            assert (folder / name).is_file(), name
+
+
+def test_the_readmes_python_works(tmp_path):
+    """As it is typed, in a copy of kernel/."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    shutil.copytree(ROOT / "kernel", tmp_path / "kernel")
+    shutil.copy(next(REAL.glob("val_*.jpg")), tmp_path / "kernel" / "photo.jpg")
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "kernel", check=True)
+    with Image.open(tmp_path / "kernel" / "mask.png") as mask:
+        assert mask.mode == "L" and mask.getextrema()[0] == 0 and mask.getextrema()[1] > 250
