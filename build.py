@@ -60,7 +60,7 @@ class Module:
 
     @property
     def file(self) -> str:
-        return file_of(self.name)
+        return module_file(self.name)
 
     @cached_property
     def imports(self) -> list[tuple[ast.Import | ast.ImportFrom, str | None]]:
@@ -73,7 +73,7 @@ class Module:
         return BuildError(f"{self.file}, line {line}: {reason}")
 
 
-def file_of(name: str) -> str:
+def module_file(name: str) -> str:
     """'data.pairs' -> 'src/data/pairs.py'"""
     return f"{PACKAGE}/{name.replace('.', '/')}.py"
 
@@ -82,11 +82,11 @@ def file_of(name: str) -> str:
 
 
 def read_module(root: Path, name: str) -> Module:
-    text = (root / file_of(name)).read_text(encoding="utf-8")
+    text = (root / module_file(name)).read_text(encoding="utf-8")
     try:
         compile(text, name, "exec")
     except SyntaxError as error:
-        raise BuildError(f"{file_of(name)}, line {error.lineno}: {error.msg}") from None
+        raise BuildError(f"{module_file(name)}, line {error.lineno}: {error.msg}") from None
     return Module(name, text, ast.parse(text))
 
 
@@ -124,8 +124,8 @@ def order_modules(root: Path) -> list[Module]:
             if wanted is None:
                 continue
             reason, chapter = None, wanted.split(".")[0]
-            if not (root / file_of(wanted)).is_file():
-                reason = f"there is no {file_of(wanted)}"
+            if not (root / module_file(wanted)).is_file():
+                reason = f"there is no {module_file(wanted)}"
             elif chapter not in before:
                 reason = (f"{module.chapter} imports from {chapter}, which does not come before it "
                           "in build.py's CHAPTERS")
@@ -184,7 +184,7 @@ def check_names(modules: list[Module]) -> None:
                     meaning = getattr(node, "module", ""), alias.name if alias.asname else name
                     claims.append((module, node.lineno, name, meaning))
                 elif name not in defined[wanted]:
-                    raise module.refuse(node.lineno, f"{file_of(wanted)} defines no `{name}`")
+                    raise module.refuse(node.lineno, f"{module_file(wanted)} defines no `{name}`")
     owners = {}
     for module, line, name, meaning in claims:
         other, other_line, first = owners.setdefault(name, (module, line, meaning))
@@ -276,12 +276,12 @@ def with_arguments(root: Path, text: str, arguments: list[str]) -> str:
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            runpy.run_path(str(root / file_of("config")))["parse_settings"](arguments)
+            runpy.run_path(str(root / module_file("config")))["parse_settings"](arguments)
     except SystemExit:
         raise BuildError("--set: " + said.getvalue().strip().partition(": error: ")[2]) from None
     before, line, after = text.partition("\nARGUMENTS = []\n")
     if not line:
-        raise BuildError(f"--set: {file_of('config')} has no line `ARGUMENTS = []` to fill in")
+        raise BuildError(f"--set: {module_file('config')} has no line `ARGUMENTS = []` to fill in")
     return before + line.replace("[]", json.dumps(arguments, ensure_ascii=False)) + after
 
 

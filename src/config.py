@@ -164,7 +164,7 @@ def check_settings(settings):
     for item in fields(Settings):
         value, minimum = getattr(settings, item.name), item.metadata["minimum"]
         if None not in (value, minimum) and not minimum <= value < math.inf:
-            raise ValueError(f"{flag_of(item.name)} {value}: must be at least {minimum}")
+            raise ValueError(f"{flag_name(item.name)} {value}: must be at least {minimum}")
     low, high = settings.crop_scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"--crop-scale {low},{high}: needs 0 < LOW <= HIGH <= 1")
@@ -178,7 +178,7 @@ def check_settings(settings):
         raise ValueError("--hours, --epochs: both say how long to train; take one of them")
 
 
-def flag_of(name):
+def flag_name(name):
     return "--" + name.replace("_", "-")
 
 
@@ -198,7 +198,7 @@ def command_line():
         shown = "" if item.default in (None, ()) else f" [{default_text(item.default)}]"
         is_flag, kind = item.metadata["flag"], item.metadata["type"]
         group.add_argument(
-            flag_of(item.name) if is_flag else item.name, type=kind, default=item.default,
+            flag_name(item.name) if is_flag else item.name, type=kind, default=item.default,
             choices=item.metadata["choices"], nargs=item.metadata["nargs"],
             metavar=METAVARS.get(kind, "NAME") if is_flag else "PICTURE",
             help=item.metadata["help"] + shown,
@@ -219,7 +219,7 @@ def parse_settings(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     values, unknown = parser.parse_known_args([*ARGUMENTS, *argv])
     if unknown:
-        flags = [flag_of(item.name) for item in fields(Settings)]
+        flags = [flag_name(item.name) for item in fields(Settings)]
         near = get_close_matches(unknown[0].split("=")[0], flags, 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         parser.error(f"unknown argument {unknown[0]}{hint}")

@@ -11,7 +11,7 @@ from functools import partial
 from src.config import PICTURES, default_text, parse_settings
 from src.runtime.console import UserError, accept_any_letter, log
 from src.runtime.distributed import (
-    NO_GROUP_STATUS, NoGroup, end_of_another, end_process, first_to_end, is_launched,
+    NO_GROUP_STATUS, NoGroup, status_from_another, end_process, first_to_end, is_launched,
     noted_reason, relaunch,
 )
 from src.runtime.hardware import take_machine
@@ -24,7 +24,7 @@ from src.inputs.places import (
 )
 from src.data.demo import demo_places, show_demo
 from src.data.splits import find_splits
-from src.network.checkpoint import network_of, read_checkpoint, write_checkpoint
+from src.network.checkpoint import build_network, read_checkpoint, write_checkpoint
 from src.network.u2net import U2NETP
 from src.training.loop import train
 from src.training.state import unfinished
@@ -42,7 +42,7 @@ UNREADABLE_STATUS = 3  # exit status when an image had a problem, except on Kagg
 def run(settings, failure=""):
     """The story: find, train or load, choose, predict, write, show. Returns the exit status.
 
-    failure: why a training has failed, after which this run predicts with what is there.
+    failure: the reason of a failed training, after which this run only predicts.
     """
     machine = take_machine(settings)
     inputs, checkpoint, training = find_after(settings, failure) if failure else find(settings)
@@ -55,7 +55,7 @@ def run(settings, failure=""):
                      partial(seconds_after_training, len(splits.val or ()), len(tests)))
     stop.listen()
 
-    model, finished = network_of(checkpoint) if checkpoint else U2NETP(), False
+    model, finished = build_network(checkpoint) if checkpoint else U2NETP(), False
     if training:
         _, finished = train(model, splits, settings, machine, inputs, stop)
         recipe = Recipe(settings.predict_size or settings.train_size)
@@ -134,7 +134,7 @@ def find_after(settings, failure):
 
 
 def describe(inputs, settings, training, test_count):
-    """The header of the log: what was found and what will be done."""
+    """Log the files that were found, and the settings."""
     log(f"Mode: {'train and predict' if training else 'predict'} {test_count} test images")
     for name in ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint", "unfinished",
                  "out"):
@@ -153,7 +153,7 @@ def seconds_after_training(val_count, test_count, val_seconds):
     with and without mirroring), a calibration, the final score and the prediction (by the slowest
     recipe, both sizes mirrored, with decoding and encoding); half as much again, and half a minute.
 
-    val_seconds: what a validation image takes, all processes together.
+    val_seconds: seconds of a validation image, all processes together.
     """
     overhead = 0.2 / world_size()
     recipes = min(val_count, 64) * (6 * val_seconds + 4 * overhead)
@@ -200,10 +200,10 @@ def attempt(settings, guarded, failure=""):
     except Exception as error:
         # Loaders that the error has left behind end their workers here, in order, not at exit.
         traceback.clear_frames(error.__traceback__)
-        return status_of(error, guarded)
+        return report_end(error, guarded)
 
 
-def status_of(error, guarded):
+def report_end(error, guarded):
     """Report why the run ended and return the exit status; re-raise bugs, unless it is guarded."""
     if isinstance(error, Interrupted):
         status, sentence = 128 + error.args[0], "Stopped. The same command goes on from here."
@@ -213,7 +213,7 @@ def status_of(error, guarded):
     elif isinstance(error, OSError) and error.strerror:  # the system's own words name the file
         status, sentence = 2, f"error: {error.filename or 'writing results'}: {error.strerror}"
     else:
-        status = end_of_another(error)
+        status = status_from_another(error)
         if status is None:
             first_to_end(1, f"{type(error).__name__}: {error}")
             if not guarded:

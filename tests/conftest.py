@@ -85,7 +85,7 @@ class EchoRed(torch.nn.Module):
 def plain_predictor(kernel, network, size=64, **recipe):
     """A Predictor that does nothing beside the network, unless told to."""
     recipe = kernel.Recipe(size, **{"refine": False, **recipe})
-    return kernel.Predictor(kernel.views_of(network, recipe), recipe)
+    return kernel.Predictor(kernel.make_views(network, recipe), recipe)
 
 
 def draw(path, array):

@@ -204,7 +204,7 @@ TRAINING = [
      "skipped.csv"),
     ("unusual but sound", unusual, 0, ""),
     ("rows twice", lambda d: rewrite(d.train, lambda rows: rows.extend(rows[:3])), 0,
-     "3 rows come more than once"),
+     "3 duplicate rows (kept)"),
     ("an image in both sets", leak, 0, "1 validation images are training images too"),
     ("no training CSV", lambda d: d.train.unlink(), 2, "--train-csv"),
     ("an empty CSV", lambda d: d.train.write_text(""), 2, "train.csv: is empty"),

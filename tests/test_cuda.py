@@ -68,7 +68,7 @@ def test_crops_are_made_without_waiting_for_the_card(tmp_path):
         "image_path\n" + "\n".join(str(path) for path in REAL.glob("*.webp")))
     pairs = kernel.read_pairs(tmp_path / "train.csv", None, tuple(REAL.glob("val_*.jpg")))
     data = kernel.TrainingSet(pairs, kernel.JointAugment(64), 0)
-    pool = kernel.PhotographPool(pairs.photographs, 0, 128, card).of_epoch(1)
+    pool = kernel.PhotographPool(pairs.photographs, 0, 128, card).for_epoch(1)
     batch = kernel.collated([data[epoch, index] for epoch in range(8) for index in range(6)])
     pinned = {name: value.pin_memory() if torch.is_tensor(value) else value
               for name, value in batch.items()}

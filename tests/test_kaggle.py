@@ -278,12 +278,13 @@ def kaggle_run(root, out, before="true", change=("", ""), **settings):
          sys.executable, before], env=environment, capture_output=True, text=True, timeout=200)
 
 
-SHORT_RESERVE = ("+ prediction) + 30\n", "+ prediction) + 4\n")  # seconds, so that tests need not wait
+# Seconds reserved after training, so that tests need not wait
+SHORT_RESERVE = ("+ prediction) + 30\n", "+ prediction) + 4\n")
 
 
 def run_with_an_epoch(root, out, seconds, before="true", **settings):
-    """(finished `kaggle_run`, its --time-limit): `seconds`, or twice as long where the cores are too
-    busy for an epoch."""
+    """(finished `kaggle_run`, its --time-limit): `seconds`, or twice as long where the cores are
+    too busy for an epoch."""
     for limit in (seconds / 3600, 2 * seconds / 3600):
         shutil.rmtree(out, ignore_errors=True)
         done = kaggle_run(root, out, before, SHORT_RESERVE, time_limit=str(limit), **settings)

@@ -11,7 +11,7 @@ from conftest import ROOT
 ORDER = (*build.CHAPTERS[:-1], "tools", "main")  # the tools stay out of the script
 
 
-def imports_of(root):
+def list_imports(root):
     """Yields (file and line, folder or module of src/ that imports, the one it imports from)."""
     for path in sorted((root / "src").rglob("*.py")):
         name = ".".join(path.relative_to(root / "src").with_suffix("").parts)
@@ -23,12 +23,12 @@ def imports_of(root):
 
 def upside_down(root):
     """The lines that import from a folder further down the way"""
-    return [f"{line}: {folder} imports from {wanted}" for line, folder, wanted in imports_of(root)
+    return [f"{line}: {folder} imports from {wanted}" for line, folder, wanted in list_imports(root)
             if ORDER.index(wanted) > ORDER.index(folder)]
 
 
 def test_no_folder_imports_back():
-    assert len(list(imports_of(ROOT))) > 100
+    assert len(list(list_imports(ROOT))) > 100
     assert upside_down(ROOT) == []
 
 

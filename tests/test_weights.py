@@ -9,7 +9,7 @@ import torch
 from conftest import REAL, ROOT, load_bundle
 from src.runtime.hardware import Machine
 from src.data.pairs import read_pairs
-from src.network.checkpoint import network_of, read_checkpoint
+from src.network.checkpoint import build_network, read_checkpoint
 from src.prediction.predictor import make_predictor
 from src.prediction.recipe import read_recipe
 
@@ -34,7 +34,7 @@ def test_a_clone_finds_it(tmp_path, monkeypatch):
 def test_it_is_as_good_as_its_card_says():
     """On four subjects that it has never seen; bench_weights.py computes the whole table."""
     checkpoint = read_checkpoint(WEIGHTS)
-    predictor = make_predictor(network_of(checkpoint), read_recipe(checkpoint, 0), Machine())
+    predictor = make_predictor(build_network(checkpoint), read_recipe(checkpoint, 0), Machine())
     rows = predictor.validation(read_pairs(REAL / "val.csv"))
     mse = np.mean([np.square(alpha - truth).mean() for _, _, alpha, truth in rows])
     card = " ".join((WEIGHTS.parent / "README.md").read_text("utf-8").split())

@@ -57,7 +57,7 @@ class JointAugment:
         """A batch for the network, on the device: img float32 [B,3,size,size] in [-1,1], mask
         [B,1,size,size] in [0,1]; and the paths. size: of this batch, by default the largest.
 
-        batch: items of TrainingSet; photographs: what a `PhotographPool` gives. Cut-outs are
+        batch: items of TrainingSet; photographs: of a `PhotographPool`. Cut-outs are
         resampled with premultiplied colours and put on a backdrop. What rotation brings in from
         outside is black and transparent.
         """

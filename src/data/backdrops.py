@@ -172,7 +172,7 @@ def stretched(batch, photographs, size, device):
     for index, view in enumerate(batch["view"].tolist()):
         if view[0] >= 0:
             chosen = photographs[seen_photograph(view, len(photographs))]
-            backdrops[index] = part_of(chosen, view, size)
+            backdrops[index] = cropped(chosen, view, size)
     return backdrops
 
 
@@ -196,8 +196,8 @@ def paint_backdrop(rng, size):
     return to_picture(tiled(tile, tile_map, size[::-1])[0])
 
 
-def part_of(photograph, view, size):
-    """What a view shows of a photograph, uint8 [3,h,w] -> float32 [3,H,W] in 0..1"""
+def cropped(photograph, view, size):
+    """The part of a photograph in a view, uint8 [3,h,w] -> float32 [3,H,W] in 0..1"""
     _, share, across, down, is_mirrored = view
     height, width = photograph.shape[1:]
     scale = share * min(height / size[0], width / size[1])
@@ -283,7 +283,7 @@ def recomposed(cutout, paths, rng):
         for number in range(first, first + min(PHOTOGRAPH_TRIES, len(paths))):
             path = paths[number % len(paths)]
             try:
-                photographs = [pixels_of_photograph(path, 2 * min(size))]
+                photographs = [photograph_pixels(path, 2 * min(size))]
                 break
             except UserError as error:
                 unreadable.append((str(path), str(error)))
@@ -312,7 +312,7 @@ class PhotographPool:
         self.thread, self.waiting = ThreadPoolExecutor(1), {}
         self.photographs, self.epoch = [], None
 
-    def of_epoch(self, epoch):
+    def for_epoch(self, epoch):
         """uint8 tensors [3,h,w]. Raises UserError when not one photograph can be read."""
         if not self.is_complete and epoch != self.epoch:
             waiting = self.waiting.pop(epoch, None)
@@ -348,12 +348,12 @@ class PhotographPool:
     def readable(self, path):
         """A photograph's pixels, None where it cannot be read"""
         try:
-            return pixels_of_photograph(path, self.side)
+            return photograph_pixels(path, self.side)
         except UserError as error:
             self.unreadable[str(path)] = str(error)
 
 
-def pixels_of_photograph(path, side):
+def photograph_pixels(path, side):
     """uint8 [3,h,w] of an image file; its shorter side is reduced to `side` where it has more."""
     image = open_image(path, "RGB", at_least=(side, side))
     scale = side / min(image.size)

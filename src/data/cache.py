@@ -27,7 +27,7 @@ CACHE_HEADER = struct.Struct("<II")  # CRC-32, bytes of the image; then the imag
 class Cache:
     """Images and alphas, one small file for both, that any number of processes fill and read.
 
-    A file is named after what it was made of: paths, sizes and modification times. So an image that
+    A file is named after its sources' paths, sizes and modification times. So an image that
     has changed is decoded anew, and one that was cut off or altered here fails its checksum and is
     written again. When the disk fills up nothing more is written, which is said once.
     """

@@ -36,7 +36,7 @@ BACKDROPS = ((255, 255, 255), (30, 60, 220), (220, 40, 200), (240, 220, 40))
 
 
 class Tolerance(threading.local):
-    """Pillow's switch for decoding what is cut off as far as it goes, for one thread alone."""
+    """Pillow's switch for decoding truncated files, for one thread alone."""
 
     is_on = False
 
@@ -96,7 +96,7 @@ def read_picture(source):
     with refusing("the image" if isinstance(source, Image.Image) else source):
         decoded = upright(source) if isinstance(source, Image.Image) else decode(source)
         image, notes = with_8_bits(decoded.image), decoded.notes
-        rgb, colours, profile = colours_of(image)
+        rgb, colours, profile = to_srgb(image)
         alpha = alpha_channel(image)
         if alpha and not alpha.getbbox():
             alpha, notes = None, (*notes, "has an alpha channel that is empty, which is not used")
@@ -128,9 +128,9 @@ def open_image(path, mode, at_least=None):
 
 
 def open_alpha(path):
-    """The alpha, L, that a file holds; see alpha_of. Raises as open_image does."""
+    """The alpha, L, that a file holds; see to_alpha. Raises as open_image does."""
     with refusing(path):
-        return alpha_of(decode_whole(path).image)
+        return to_alpha(decode_whole(path).image)
 
 
 def open_pair(image_path, alpha_path):
@@ -146,7 +146,7 @@ def open_pair(image_path, alpha_path):
         image = shown(with_8_bits(picture.image))
     with refusing(alpha_path):
         mask = decode_whole(alpha_path)
-        alpha = alpha_of(mask.image)
+        alpha = to_alpha(mask.image)
     as_stored = turned(alpha, {6: 8, 8: 6}.get(mask.orientation, mask.orientation))
     for fitting in (alpha, as_stored, turned(as_stored, picture.orientation)):
         ratio = (image.width * fitting.height) / (image.height * fitting.width)
@@ -327,13 +327,13 @@ def in_mode(image, mode):
     """A decoded image of 8 bits in the mode L, or in sRGB in the mode RGB or RGBA."""
     if mode == "L" or not image.info.get("icc_profile") and image.mode != "LAB":
         return image.convert(mode)
-    rgb = colours_of(image)[0].copy()
+    rgb = to_srgb(image)[0].copy()
     if mode == "RGBA":
         rgb.putalpha(image.convert("RGBA").getchannel("A"))
     return rgb
 
 
-def colours_of(image):
+def to_srgb(image):
     """(RGB in sRGB, RGB as in the file, the ICC profile of the latter or None for sRGB).
 
     A profile that is broken, or for another kind of colours than the image has, is ignored. Where
@@ -377,7 +377,7 @@ def transform_to_srgb(profile, mode):
 def shown(image):
     """The RGB image, in sRGB, that stands for one of any mode, on a plain backdrop where it is
     transparent."""
-    rgb, alpha = colours_of(image)[0], alpha_channel(image)
+    rgb, alpha = to_srgb(image)[0], alpha_channel(image)
     return on_plain_backdrop(rgb, alpha) if alpha and alpha.getbbox() else rgb
 
 
@@ -392,13 +392,13 @@ def alpha_channel(image):
     return channel if channel.getextrema()[0] < 255 else None
 
 
-def alpha_of(image):
+def to_alpha(image):
     """The alpha, L, that a decoded image of any mode means.
 
     Its alpha channel if it has one that is not all opaque; else its levels (`eight_bits`), where a
     single one beside 0, or 1 alone, is a label and counts as 255. In a palette or in more than 8
     bits, where no level is over 31, all but 0 are labels: numbers of classes or of objects. A
-    coloured mask is read by mask_of_colours.
+    coloured mask is read by mask_from_colours.
 
     What no file tells: which of several classes is the subject (here all but 0), whether 0 is the
     subject, and whether several faint levels of 8 bits are labels (here they are levels).
@@ -413,12 +413,12 @@ def alpha_of(image):
         return channel.point(lambda level: 255 * level) if channel.getextrema()[1] == 1 else channel
     if image.mode in ("1", "L", "LA"):
         return with_labels(image.convert("L"))
-    rgb = colours_of(image)[0] if image.mode == "LAB" else image.convert("RGB")
+    rgb = to_srgb(image)[0] if image.mode == "LAB" else image.convert("RGB")
     red, green, blue = rgb.split()
     tint = max(ImageChops.difference(*two).getextrema()[1]
                for two in ((red, green), (green, blue), (blue, red)))
     if tint > GREY_TINT:
-        return mask_of_colours(rgb)
+        return mask_from_colours(rgb)
     grey = rgb.convert("L")
     if image.mode == "P" and grey.getextrema()[1] < 32:
         return grey.point(lambda level: 255 * (level > 0))
@@ -432,7 +432,7 @@ def with_labels(levels):
     return levels.point(lambda level: 255 * (level > 0)) if is_label else levels
 
 
-def mask_of_colours(rgb):
+def mask_from_colours(rgb):
     """L: 255 where a mask has its subject's colour. Of two colours that is the brighter one; of
     several flat ones each but black; shades of one colour on black are soft. Else the grey."""
     grey, colours = rgb.convert("L"), rgb.getcolors(256)
@@ -449,7 +449,7 @@ def mask_of_colours(rgb):
 
 
 def is_of_one_hue(rgb):
-    """Whether all but what is dark in an RGB image has one hue, far from grey."""
+    """Whether the bright parts of an RGB image have one hue, far from grey."""
     pixels = np.float32(rgb.resize((64, 64), Image.Resampling.NEAREST)).reshape(-1, 3)
     brightness = pixels.max(axis=1, keepdims=True)
     bright = brightness[:, 0] > brightness.max() / 2

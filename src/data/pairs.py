@@ -92,12 +92,12 @@ def read_pairs(csv_path, limit=None, photographs=(), cache=None, roots=()):
     if table.empty:
         raise UserError(f"{csv_path}: has no rows with an {image_column}")
     images = table[image_column]
-    alpha_column = alpha_column_of(table, csv_path) or alpha_column
+    alpha_column = find_alpha_column(table, csv_path) or alpha_column
     alphas = table[alpha_column] if alpha_column in table.columns else images
     alphas = alphas.where(alphas != images, "")
     repeated = int(table.duplicated().sum())
     if repeated:
-        log(f"{csv_path}: {repeated} rows come more than once, and count as often")
+        log(f"{csv_path}: {repeated} duplicate rows (kept)")
     pairs = Pairs(placed_paths(images, image_column, csv_path, roots),
                   placed_paths(alphas, alpha_column, csv_path, roots), tuple(photographs),
                   table[BACKDROP].to_numpy(str) if BACKDROP in table.columns else None,
@@ -108,7 +108,7 @@ def read_pairs(csv_path, limit=None, photographs=(), cache=None, roots=()):
     return pairs
 
 
-def alpha_column_of(table, csv_path):
+def find_alpha_column(table, csv_path):
     """The name of a table's column of alphas, None where it has none. Raises UserError for one of
     nearly the right name."""
     usual = COLUMNS[1]

@@ -32,9 +32,9 @@ def discover(root):
     """
     found = {kind: [] for kind in KINDS}
     for depth, path, is_folder in walk(root):
-        kind, rank_of_name = kind_of_folder(path) if is_folder else kind_of_file(path)
+        kind, name_rank = folder_kind(path) if is_folder else file_kind(path)
         if kind:
-            found[kind].append((rank_of_name, depth, str(path), path))
+            found[kind].append((name_rank, depth, str(path), path))
     return {kind: [path for *_, path in sorted(each)] for kind, each in found.items()}
 
 
@@ -72,14 +72,14 @@ def entries_but_images(folder, most):
     return entries, count
 
 
-def kind_of_folder(path):
+def folder_kind(path):
     """(kind, rank of the name: lower is better), (None, 0) for a folder of no use."""
     if path.name == BACKDROP_FOLDER:  # the shipped ones are the last choice
         return "backgrounds", int((path.parent / SHIPPED_CHECKPOINT).is_file())
     return ("test_root", 0) if path.name == TEST_FOLDER else (None, 0)
 
 
-def kind_of_file(path):
+def file_kind(path):
     """(kind, rank of the name: lower is better), (None, 0) for a file of no use."""
     name, suffix = path.stem.lower(), path.suffix.lower()
     if path.name == LAST_CHECKPOINT:
@@ -90,7 +90,7 @@ def kind_of_file(path):
         return "checkpoint", usual
     if suffix not in (".csv", ".tsv"):
         return None, 0
-    columns = header_of(path)
+    columns = read_columns(path)
     if COLUMNS[1] not in columns and columns & {"mse", "reason"}:
         return None, 0  # validation.csv or skipped.csv of an earlier session
     if {"filename", "image_utf"} <= columns:
@@ -101,7 +101,7 @@ def kind_of_file(path):
     return ("train_csv", 3) if INDEX_COLUMN in columns else (None, 0)
 
 
-def header_of(path):
+def read_columns(path):
     """The column names of a text table, as a set."""
     try:
         with open_text(path, errors="replace") as file:

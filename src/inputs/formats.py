@@ -1,4 +1,4 @@
-"""What a file is that holds no pixels for us, told by its first bytes."""
+"""Names for files that Pillow cannot decode, told by their first bytes."""
 
 import re
 from contextlib import suppress
@@ -30,7 +30,7 @@ SIGNATURES = (  # of the first bytes, in lower case
 )
 
 
-def suffixes_of_images():
+def image_suffixes():
     """The file name suffixes, in lower case, of the formats that Pillow decodes."""
     return {suffix for suffix, name in Image.registered_extensions().items()
             if name not in NO_PIXELS} - set(RAW_SUFFIXES)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from src.config import PICTURES
 from src.runtime.console import UserError, log, printable
 from src.runtime.tables import no_column, read_table
-from src.inputs.formats import image_or_kind, suffixes_of_images
+from src.inputs.formats import image_or_kind, image_suffixes
 
 # What systems leave in folders, in lower case; what begins with a dot is hidden
 LEFTOVERS = {"__macosx", "$recycle.bin", "@eadir", "desktop.ini", "ehthumbs.db", "icon\r",
@@ -110,7 +110,7 @@ def list_backdrops(folder):
     return images
 
 
-# ---------------------------------------------------------------- what is there
+# ---------------------------------------------------------------- folders
 
 
 def images_in(folder):
@@ -131,14 +131,14 @@ def images_in(folder):
 
 
 def image_files(folder, recursive=False, without=()):
-    """The images of `find_images`; what else is there is counted and named in the log."""
+    """The images of `find_images`; the log names the other files."""
     images, others = find_images(folder, recursive, without)
     report_others(folder, others)
     return images
 
 
 def report_others(folder, others):
-    """A log line for each kind of what was left out of a folder"""
+    """Log the files that were left out of a folder, a line for each kind."""
     by_kind = defaultdict(list)
     for path, kind in others:
         by_kind[kind].append(path.relative_to(folder).as_posix())
@@ -153,7 +153,7 @@ def find_images(folder, recursive=False, without=()):
     with the folders in it, each once, however many links lead there, but those of the set `without`
     (resolved). Hidden files and system leftovers are in neither list.
     """
-    suffixes, images, others, seen = suffixes_of_images(), [], [], set()
+    suffixes, images, others, seen = image_suffixes(), [], [], set()
     folders, links = deque([Path(folder)]), deque()  # a folder's own place before links to it
     while folders or links:
         here = (folders or links).popleft()
@@ -212,11 +212,11 @@ def matches(names, paths):
             refuse_two(path.stem, by_stem.setdefault(path.stem, path), path)
     found = {name: by_name.get(name) or by_stem[name] for name in names
              if name in by_name or name in by_stem}
-    for simpler in (composed, last_part, folded, number_of_stem):
+    for simpler in (composed, last_part, folded, stem_number):
         taken, files = set(found.values()), defaultdict(set)
         for path in paths:
             for text in (path.name, path.stem) if path not in taken else ():
-                files[folded(text) if simpler is number_of_stem else simpler(text)].add(path)
+                files[folded(text) if simpler is stem_number else simpler(text)].add(path)
         wanted = defaultdict(list)
         for name in names:
             if name not in found:
@@ -241,7 +241,7 @@ def folded(name):
     return tuple(natural_key(last_part(name).casefold())[0])
 
 
-def number_of_stem(name):
+def stem_number(name):
     """`folded` of a name without its last extension"""
     return folded(PurePosixPath(last_part(name)).stem)
 

@@ -1,4 +1,4 @@
-"""Where things are, on Kaggle or locally, and what is missing."""
+"""Where the input is, on Kaggle or locally, and errors for missing input."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ LOCAL_CHECKPOINTS = (
 
 @dataclass(frozen=True)
 class Inputs:
-    """Resolved paths of one run; None for what was neither named nor found."""
+    """Resolved paths of one run, None where none was named or found."""
 
     train_csv: Path | None
     val_csv: Path | None
@@ -116,7 +116,7 @@ def check_complete(inputs, training):
 
 
 def missing(inputs, wanted, flag):
-    """One sentence: what is missing, what is there instead, and the way out."""
+    """An error message: the missing input, what is there instead, and the way out."""
     root = inputs.kaggle_input
     if root:
         there = ", ".join(sorted(path.name for path in root.iterdir())[:20]) or "nothing"

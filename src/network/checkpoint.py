@@ -51,7 +51,7 @@ def read_checkpoint(path):
 
 
 def unpickled(path):
-    """What torch.load finds in the file, or a UserError that says what the file is instead."""
+    """The content of the file, by torch.load. Raises UserError, naming the kind of any other."""
     if path.suffix.lower() == ".safetensors":
         return read_safetensors(path)
     if path.suffix.lower() == ".onnx":
@@ -79,7 +79,7 @@ def unpickled(path):
 
 
 def unwrapped(content):
-    """The state_dict inside what was loaded, without wrappers and prefixes."""
+    """The state_dict in a loaded object, without wrappers and prefixes."""
     for key in WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -117,7 +117,7 @@ def check_architecture(path, network, state):
     raise UserError(f"{path}: is not a {network} state_dict: {'; '.join(first)}")
 
 
-def network_of(checkpoint):
+def build_network(checkpoint):
     """The checkpoint's network with its weights"""
     model = NETWORKS[checkpoint.network]()
     model.load_state_dict(checkpoint.model_state)
@@ -132,7 +132,7 @@ def weights_digest(model_state):
 def write_checkpoint(path, model_state, **more):
     """Write {"model_state": ..., **more} so that the path always holds a whole checkpoint.
 
-    What was written is read back before it replaces an older file. `more` holds plain values and
+    The file is read back before it replaces an older one. `more` holds plain values and
     tensors only, so that `torch.load(weights_only=True)` accepts them.
     """
     state = {key: tensor.detach().cpu() for key, tensor in model_state.items()}
@@ -141,4 +141,4 @@ def write_checkpoint(path, model_state, **more):
     with replacing(path) as part:
         part.write_bytes(content.getbuffer())
         if part.read_bytes() != content.getbuffer():
-            raise OSError(f"{path}: the written file differs from what is in memory")
+            raise OSError(f"{path}: the written file differs from the checkpoint in memory")

@@ -10,10 +10,10 @@ from src.runtime.console import UserError, log, progress
 from src.runtime.distributed import all_gather, shard
 from src.runtime.threads import mapped_ahead
 from src.data.datasets import whole_pair
-from src.network.checkpoint import network_of, read_checkpoint, weights_digest
+from src.network.checkpoint import build_network, read_checkpoint, weights_digest
 from src.prediction.calibration import calibrated
 from src.prediction.predictor import (
-    View, at_full_size, make_predictor, mean_of, network_inputs, once,
+    View, at_full_size, average, make_predictor, network_inputs, once,
 )
 from src.prediction.recipe import CALIBRATIONS, read_recipe
 
@@ -41,7 +41,7 @@ def choose(predictor, settings, val_pairs, stop):
 
 
 def choose_calibration(predictor, pairs, stop):
-    """The calibration of the lowest validation MSE; prints what it chose from."""
+    """The calibration of the lowest validation MSE; logs the candidates."""
     rows = stop.guarded(predictor.with_recipe(calibration="none").validation(pairs))
     errors = np.mean(all_gather([
         [squared_error(calibrated(alpha, name), truth) for name in CALIBRATIONS]
@@ -101,7 +101,7 @@ def trial_rows(predictor, pairs, sizes):
         if len(sizes) > 1:
             for way in product((False, True), repeat=2):
                 alphas, seconds = zip(*(trials[((size,), *way)] for size in sizes))
-                trials[(tuple(sizes), *way)] = mean_of(alphas), sum(seconds)
+                trials[(tuple(sizes), *way)] = average(alphas), sum(seconds)
         yield [(trial, squared_error(alpha, truth), seconds)
                for trial, (alpha, seconds) in trials.items()]
 
@@ -115,7 +115,7 @@ def trials_at(predictor, path, image, size):
     forward = (time.perf_counter() - began) / 2
     for flip, refined in product((False, True), repeat=2):
         began = time.perf_counter()
-        alpha = at_full_size(mean_of(views[:1 + flip]), inputs, image, refined)
+        alpha = at_full_size(average(views[:1 + flip]), inputs, image, refined)
         yield ((size,), flip, refined), (alpha, time.perf_counter() - began + forward * (1 + flip))
 
 
@@ -145,7 +145,7 @@ def with_others(predictor, checkpoint, paths, only_ours, val_pairs):
             log(f"{path} has the weights of {same}, and counts once")
         else:
             recipe = read_recipe(other, predictor.sizes[0])
-            members[str(path)] = make_predictor(network_of(other), recipe, predictor.machine)
+            members[str(path)] = make_predictor(build_network(other), recipe, predictor.machine)
     if len(members) < 2:
         return predictor
     together = replace(

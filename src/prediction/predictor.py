@@ -18,7 +18,7 @@ from src.runtime.threads import mapped_ahead
 from src.data.datasets import whole_pair
 from src.data.images import read_picture, with_own_alpha
 from src.data.pixels import image_tensor, resized
-from src.network.checkpoint import network_of, read_checkpoint
+from src.network.checkpoint import build_network, read_checkpoint
 from src.network.u2net import ConvNormReLU
 from src.prediction.calibration import calibrated
 from src.prediction.recipe import Recipe, read_recipe
@@ -53,7 +53,7 @@ class Predictor:
         recipe = replace(self.recipe, **changes)
         networks = dict.fromkeys(view.network for view in self.views)
         views = self.views if changes.keys() <= {"refine", "calibration"} else tuple(
-            view for network in networks for view in views_of(network, recipe))
+            view for network in networks for view in make_views(network, recipe))
         return replace(self, recipe=recipe, views=views)
 
     def alpha(self, image):
@@ -86,7 +86,7 @@ class Predictor:
         """The mean of all views' alphas, [H,W] in [0,1] of an RGB image's own size"""
         full = None
         for inputs, alphas in small:
-            part = at_full_size(mean_of(alphas), inputs, image, self.recipe.refine)
+            part = at_full_size(average(alphas), inputs, image, self.recipe.refine)
             part *= len(alphas) / len(self.views)  # in place, for large images
             full = part if full is None else full + part
         return calibrated(full, self.recipe.calibration)
@@ -116,7 +116,7 @@ def load(path, device="auto"):
     holds no weights of U2-Net or U2-NetP."""
     checkpoint = read_checkpoint(path)
     machine = machine_for(choose_device(device), "off", None)
-    return make_predictor(network_of(checkpoint), read_recipe(checkpoint, 320), machine)
+    return make_predictor(build_network(checkpoint), read_recipe(checkpoint, 320), machine)
 
 
 def make_predictor(model, recipe, machine):
@@ -128,10 +128,10 @@ def make_predictor(model, recipe, machine):
             module.conv_s1 = fuse_conv_bn_eval(module.conv_s1, module.bn_s1)
             module.bn_s1 = nn.Identity()
     network = network.to(machine.device, memory_format=torch.channels_last)
-    return Predictor(views_of(network, recipe), recipe, machine)
+    return Predictor(make_views(network, recipe), recipe, machine)
 
 
-def views_of(network, recipe):
+def make_views(network, recipe):
     """The views of one network that a recipe names"""
     return tuple(View(network, size, mirrored) for size in recipe.sizes
                  for mirrored in (False, True)[:1 + recipe.flip])
@@ -159,7 +159,7 @@ def once(view, inputs, machine, name):
     return alpha.flip(3) if view.mirrored else alpha
 
 
-def mean_of(alphas):
+def average(alphas):
     return sum(alphas[1:], start=alphas[0]) / len(alphas)
 
 

@@ -1,4 +1,4 @@
-"""Mattes and cut-outs as pictures, the cut-outs in the colours of what was cut out."""
+"""Masks and cut-outs as PNGs, the cut-outs in the colours of the foreground alone."""
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ def foreground(image, alpha):
 
 
 def cut_out(image, mask):
-    """The RGBA picture of what a mask, L, takes out of an RGB image of its size."""
+    """The RGBA cut-out of an RGB image by a mask, L, of its size"""
     picture = Image.new("RGB", image.size)
     # A band has the bits of the whole where all heights are multiples of 4.
     whole = image.height % 4 and image.width * image.height <= 2**24
@@ -53,7 +53,7 @@ def cut_out(image, mask):
     return picture
 
 
-def cut_out_of(picture, mask):
+def cut_out_picture(picture, mask):
     """`cut_out` of a `Picture`; one with an alpha of its own has its foreground's colours."""
     if picture.alpha is None:
         return cut_out(picture.colours, mask)
@@ -72,7 +72,7 @@ def save_pictures(out, kinds, name, picture, mask):
     try:
         for kind in kinds:
             result, profile = (mask, None) if kind == "masks" else (
-                cut_out_of(picture, mask), picture.profile)
+                cut_out_picture(picture, mask), picture.profile)
             with replacing(out / kind / f"{name}.png") as part:
                 result.save(part, format="PNG", compress_level=3, icc_profile=profile)
     except (MemoryError, RuntimeError) as error:

@@ -34,7 +34,7 @@ def save_validation_preview(rows, path):
 
 
 def on_a_board(image, alpha):
-    """What an alpha takes out of an image, over a checkerboard, small enough for a cell."""
+    """The cut-out over a checkerboard, small enough for a cell"""
     picture = cut_out(*(ImageOps.contain(each, (CELL, CELL)) for each in (image, alpha)))
     y, x = np.mgrid[:picture.height, :picture.width] // CHECK
     board = Image.fromarray(np.where((x + y) % 2, 255, 200).astype(np.uint8)).convert("RGBA")

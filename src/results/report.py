@@ -1,4 +1,4 @@
-"""How good the result is, what was written, and the problems on the way."""
+"""Scores, report files, and the end of the log."""
 
 import os
 import time

@@ -27,9 +27,9 @@ def predict_tests(predictor, tests, kinds, out, csv_path, stop):
     """Predict this process's share of the `TestImage`s; write pictures of these kinds below `out`,
     and the rows of all processes, in order, to the CSV, if its path is not None.
 
-    Returns [(name, reason)] of the images with a problem, and [(name, note)] of what is not as
-    their owner may expect. An image that cannot be read has a blank mask of its declared size, else
-    of the commonest, and no pictures.
+    Returns [(name, reason)] of the images with a problem, and [(name, note)] of those that their
+    owner may expect otherwise. An image that cannot be read has a blank mask of its declared size,
+    else of the commonest, and no pictures.
     """
     def opened(test):
         try:

@@ -1,4 +1,4 @@
-"""What the user reads: log lines, progress bars, and errors that are one sentence."""
+"""Log lines, progress bars, and errors of one sentence."""
 
 import os
 import re
@@ -11,9 +11,9 @@ from src.runtime.processes import rank
 
 
 def accept_any_letter():
-    """Let the console print a letter that it lacks as its number, so that none ends the run."""
+    """Print letters that the console lacks as escapes, so that none ends the run."""
     for console in (sys.stdout, sys.stderr):
-        with suppress(AttributeError, OSError):  # what stands in for a console may lack it
+        with suppress(AttributeError, OSError):  # a stand-in for a console may lack it
             console.reconfigure(errors="backslashreplace")
 
 
@@ -41,8 +41,7 @@ def log(text=""):
 
 
 def in_silence_without_reader(stream, write, *text):
-    """write(*text), unless the reader of the stream's pipe has gone (`| head`): then the work goes
-    on, and nothing more is written to it."""
+    """write(*text); ignore a closed pipe (`| head`) and write nothing more to it."""
     try:
         write(*text)
     except BrokenPipeError:

@@ -68,7 +68,7 @@ def relaunch(gpus, device, guarded=False):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wanted)))
     started_as = sys.modules["__main__"].__spec__
     program = ["-m", started_as.name] if started_as else [sys.argv[0]]
-    alone = partial(status_of_child, [sys.executable, *program, *sys.argv[1:]])
+    alone = partial(child_status, [sys.executable, *program, *sys.argv[1:]])
     if wanted < 2:
         return alone()
     try:
@@ -95,7 +95,7 @@ def is_launched():
     return "RANK" in os.environ or REASON_VARIABLE in os.environ
 
 
-def status_of_child(command):
+def child_status(command):
     """The exit status of a command that is run to its end; SIGTERM is passed on to it."""
     child = subprocess.Popen(command)
     signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
@@ -154,7 +154,7 @@ def noted_reason(status):
     return f"a process was ended by {ended}, as the system does when memory runs out"
 
 
-def end_of_another(error):
+def status_from_another(error):
     """The exit status after an error that another process caused by ending, None for any other."""
     if world_size() == 1:
         return None

@@ -11,7 +11,7 @@ import numpy as np
 
 @contextmanager
 def replacing(path):
-    """Yields a temporary path beside `path`; what was written there takes its place at the end.
+    """Yields a temporary path beside `path`, and moves the file written there into place.
 
     When the block raises, the temporary file goes and an older `path` stays as it was.
     """

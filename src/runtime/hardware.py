@@ -22,7 +22,7 @@ STEPS_PER_CHECK = 16  # on a card, where looking at a loss waits for all work be
 
 @dataclass(frozen=True)
 class Machine:
-    """What a run computes with.
+    """The device and number format that a run computes with.
 
     device: torch.device; dtype: autocast's in training, None for plain float32, in which all
     validation and prediction is done; workers: decoding processes; check_every: steps after which
@@ -91,7 +91,7 @@ def choose_device(name):
 
 
 def describe_machine(device):
-    """A line with the versions of what we stand on, and one with the device."""
+    """A line with the versions of Python and its packages, and one with the device."""
     versions = ", ".join(
         f"{module.__name__} {module.__version__}" for module in (torch, np, PIL))
     python = sys.version.split()[0]

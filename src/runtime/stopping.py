@@ -16,7 +16,7 @@ class Interrupted(Exception):
 
 
 class StopWatch:
-    """What can end a run early.
+    """The time limit and the signals that end a run early.
 
     time_limit: hours from the start of the process, None for no limit. reserve: seconds that a
     validation image takes -> seconds to reserve for the work after training.

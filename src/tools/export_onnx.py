@@ -18,7 +18,7 @@ from torch import nn
 from src.runtime.console import UserError, log
 from src.runtime.files import replacing
 from src.runtime.hardware import Machine
-from src.network.checkpoint import network_of, read_checkpoint
+from src.network.checkpoint import build_network, read_checkpoint
 from src.prediction.predictor import make_predictor
 from src.prediction.recipe import Recipe
 
@@ -28,8 +28,8 @@ OPSET = 17  # read by every onnxruntime from 1.12 on
 
 
 class FromImageNet(nn.Module):
-    """A network of input [-1,1] as one of ImageNet-normalised images: [1,3,320,320] -> (d0, …, d6),
-    float32 [1,1,320,320] in [0,1]. With `half` its weights and layers are fp16."""
+    """A network of input [-1,1] as one of ImageNet-normalised images: [1,3,320,320] -> (d0, …,
+    d6), float32 [1,1,320,320] in [0,1]. With `half` its weights and layers are fp16."""
 
     def __init__(self, network, half):
         super().__init__()
@@ -45,7 +45,7 @@ class FromImageNet(nn.Module):
 
 def export(checkpoint, path, half=False):
     """Write a `Checkpoint`'s network, its batch norms folded, as an ONNX file."""
-    network = make_predictor(network_of(checkpoint), Recipe(), Machine()).views[0].network
+    network = make_predictor(build_network(checkpoint), Recipe(), Machine()).views[0].network
     with replacing(path) as part:
         torch.onnx.export(
             FromImageNet(network, half).eval(), (torch.zeros(1, 3, SIZE, SIZE),), str(part),

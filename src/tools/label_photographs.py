@@ -29,8 +29,8 @@ from src.inputs.discovery import COLUMNS
 from src.inputs.listing import list_images
 from src.data.images import open_image
 from src.data.pixels import to_uint8
-from src.network.checkpoint import network_of, read_checkpoint
-from src.prediction.predictor import Predictor, make_predictor, views_of
+from src.network.checkpoint import build_network, read_checkpoint
+from src.prediction.predictor import Predictor, make_predictor, make_views
 from src.prediction.recipe import Recipe
 
 LEAST_AGREEMENT = 0.74  # the networks' common part of the subject, as a share of all their parts
@@ -62,8 +62,8 @@ def predictor_of(path):
     if path.suffix == ".onnx":
         network = OnnxNetwork(path)
         recipe = Recipe(network.side)
-        return Predictor(views_of(network, recipe), recipe)
-    return make_predictor(network_of(read_checkpoint(path)), Recipe(flip=True), Machine())
+        return Predictor(make_views(network, recipe), recipe)
+    return make_predictor(build_network(read_checkpoint(path)), Recipe(flip=True), Machine())
 
 
 def labelled(photographs, predictors):

@@ -208,7 +208,7 @@ def single_subject(image):
     return bool(one_piece and not veiled and drawn and coloured)
 
 
-def subject_of(image_path, alpha_path):
+def cut_subject(image_path, alpha_path):
     """The RGBA image of a pair's subject without the transparent margin, whole if there is none"""
     image, *alpha = open_layers(image_path, alpha_path)
     if alpha:
@@ -397,7 +397,7 @@ def main(argv=None):
     try:
         if arguments.leave_out:
             left_out = {line.strip() for line in arguments.leave_out.read_text().splitlines()}
-        seen = [thumbnail(subject_of(*row)) for csv in arguments.unlike for row in read_pairs(csv)]
+        seen = [thumbnail(cut_subject(*row)) for csv in arguments.unlike for row in read_pairs(csv)]
         added = [row for csv in arguments.add for row in read_pairs(csv)]
         with tempfile.TemporaryDirectory() as folder:
             unpack(arguments.packages, folder)

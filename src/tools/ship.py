@@ -23,7 +23,7 @@ import torch
 from src.runtime.console import UserError, log
 from src.runtime.hardware import machine_for, prepare_machine
 from src.data.pairs import read_pairs
-from src.network.checkpoint import network_of, read_checkpoint, write_checkpoint
+from src.network.checkpoint import build_network, read_checkpoint, write_checkpoint
 from src.prediction.choice import choose_views, squared_error
 from src.prediction.predictor import make_predictor
 from src.prediction.recipe import Recipe, stored_form
@@ -54,7 +54,7 @@ def averaged(states, shares):
 
 def validation_mse(checkpoint, pairs, size):
     """Mean MSE at the images' own size by the recipe that needs no choice"""
-    rows = make_predictor(network_of(checkpoint), Recipe(size), MACHINE).validation(pairs)
+    rows = make_predictor(build_network(checkpoint), Recipe(size), MACHINE).validation(pairs)
     return float(np.mean([squared_error(alpha, truth) for _, _, alpha, truth in rows]))
 
 
@@ -121,7 +121,7 @@ def main(argv=None):
         log(f"{','.join(map(str, shares))}: validation MSE {errors[shares]:.6f}")
     best = min(errors, key=errors.get)
     stored, state = rounded(averaged(states, best))
-    model = network_of(replace(checkpoints[0], model_state=state))
+    model = build_network(replace(checkpoints[0], model_state=state))
     predictor = make_predictor(model, Recipe(arguments.sizes[0]), MACHINE)
     predictor = choose_views(predictor, pairs, arguments.sizes)
     recipe = stored_form(predictor.with_recipe(calibration="none").recipe)

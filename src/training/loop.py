@@ -23,7 +23,7 @@ from src.data.splits import check_share, write_skipped
 from src.network.checkpoint import read_checkpoint, write_checkpoint
 from src.network.losses import matte_loss, matte_mse
 from src.training.evaluation import describe_outputs, evaluate
-from src.training.state import Run, configuration_of, decided, resume, save, unfinished
+from src.training.state import Run, make_configuration, decided, resume, save, unfinished
 
 MOST_SAMPLES = 20_000  # of an epoch, so that validation comes every few minutes
 GRADIENT_NORM = 1.0  # longer gradients are shortened to it
@@ -36,8 +36,8 @@ def train(model, splits, settings, machine, inputs, stop):
 
     Writes in `inputs.out`: u2netp_best.pth whenever the validation MSE falls, metrics.csv and
     skipped.csv after every epoch, last.pth after every epoch and every `save_minutes`. A last.pth
-    of the same settings and data, there or in what is attached, is continued, to the same weights
-    as without the interruption (to the bit on a CPU, by epochs).
+    of the same settings and data, there or attached, is continued, to the same weights as without
+    the interruption (to the bit on a CPU, by epochs).
 
     splits: `Splits`; stop: `StopWatch`. Returns the metrics, a dict for each finished epoch, and
     whether the training has come to its end. Raises Interrupted, after saving, when a signal came;
@@ -51,7 +51,7 @@ def train(model, splits, settings, machine, inputs, stop):
         splits.train, JointAugment(settings.train_size, settings.crop_scale), settings.seed)
     sampler = ShuffledEpochs(len(train_set), settings.seed,
                              settings.epoch_samples or min(len(train_set), MOST_SAMPLES))
-    configuration = configuration_of(settings, model, splits)
+    configuration = make_configuration(settings, model, splits)
     # Before the loaders, which look how much shared memory NCCL has left them.
     run = Run(model, settings, machine, math.ceil(len(sampler) / settings.train_batch),
               frozen_norms=inputs.checkpoint is not None)
@@ -159,7 +159,7 @@ def train_epoch(run, loader, photographs, waits, look_around):
     loader.sampler.epoch = run.epoch
     loader.sampler.done = run.batch * settings.train_batch
     with memory_advised(settings.train_batch, settings.train_size):
-        backdrops = photographs.of_epoch(run.epoch)
+        backdrops = photographs.for_epoch(run.epoch)
     losses = []
     bar = progress(loader, f"train {run.epoch}", done=run.batch)
     for items in noting_waits(bar, waits):
@@ -198,8 +198,8 @@ def crop_size(run):
 
 
 def note_unreadable(run, skipped, count):
-    """Remember what a batch's items could not read. Raises UserError when it is too much of the
-    `count` pairs."""
+    """Remember a batch's unreadable files. Raises UserError when they are too many of the `count`
+    pairs."""
     if skipped:
         run.skipped.update(skipped)
         check_share(run.skipped, count, "training")
@@ -340,7 +340,7 @@ def clock_time(seconds):
 def write_tables(run, out, skipped):
     """metrics.csv and skipped.csv, as far as the run has come.
 
-    skipped: {path: reason} of what else was left out.
+    skipped: {path: reason} of the validation pairs left out.
     """
     if rank() == 0:
         write_table(out / "metrics.csv", run.metrics)

@@ -129,8 +129,7 @@ class Run:
         return self.settings.epochs is None and self.settings.hours is None
 
     def start_clock(self, stop):
-        """From now on a training by time spends its budget: --hours, or what the time limit
-        leaves."""
+        """Start the budget of a training by time: --hours, or the rest of the time limit."""
         self.tick()
         self.spent = 0.0
         if self.settings.hours is not None:
@@ -177,11 +176,11 @@ class Run:
         """
         if self.ema is not None:
             with torch.no_grad():
-                torch._foreach_lerp_(floats_of(self.ema), floats_of(self.model),
+                torch._foreach_lerp_(float_tensors(self.ema), float_tensors(self.model),
                                      1 - self.ema_decay)
 
     def own_state(self):
-        """What this process does not share with the others, in the host's memory"""
+        """The state of this process alone, in the host's memory"""
         return {"statistics": [each.cpu() for each in self.statistics()],
                 "totals": self.totals.cpu(), "skipped": self.skipped, "backdrops": self.backdrops}
 
@@ -207,7 +206,7 @@ class Run:
             buffer.copy_(value)
 
 
-def floats_of(model):
+def float_tensors(model):
     """Parameters and batch norms' statistics, without the counters of batches seen"""
     return [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
 
@@ -215,8 +214,8 @@ def floats_of(model):
 # ---------------------------------------------------------------- last.pth
 
 
-def configuration_of(settings, model, splits):
-    """What must be the same for a last.pth to be continued."""
+def make_configuration(settings, model, splits):
+    """Settings and data that must be unchanged for a last.pth to be continued."""
     photographs = [os.path.basename(path) for path in splits.train.photographs]
     configuration = {
         **{name: getattr(settings, name) for name in DECISIVE}, "processes": world_size(),

@@ -100,7 +100,7 @@ def cost_of_the_cache(magick, folder):
           f"{alpha:.1e}, of the visible colours {colour:.1e}")
 
 
-def start_of_magick(folder):
+def magick_start(folder):
     """Print how long it takes until the first key of an epoch over MAGICK's rows is there."""
     names = [f"images/{number % 256:02x}/{number:036x}.png" for number in range(MAGICK_ROWS)]
     for name in names[:20]:
@@ -122,7 +122,7 @@ def main():
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        start_of_magick(folder)
+        magick_start(folder)
         magick, both = write_magick(images, folder)
         turns = [measured(magick, both, folder / f"cache{turn}") for turn in range(TURNS)]
         for name in turns[0]:

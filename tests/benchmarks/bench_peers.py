@@ -1,4 +1,4 @@
-"""Seconds for photos on disk to become cut-outs: this script against onnxruntime with the same weights.
+"""Seconds from a photo on disk to its cut-out: this script against onnxruntime, the same weights.
 
     python tests/benchmarks/bench_peers.py --photos FOLDER
 

@@ -35,7 +35,7 @@ from src.runtime.hardware import machine_for, prepare_machine  # noqa: E402
 from src.runtime.stopping import StopWatch  # noqa: E402
 from src.inputs.listing import list_tests  # noqa: E402
 from src.data.pixels import to_uint8  # noqa: E402
-from src.network.checkpoint import network_of, read_checkpoint  # noqa: E402
+from src.network.checkpoint import build_network, read_checkpoint  # noqa: E402
 from src.prediction.predictor import load, make_predictor  # noqa: E402
 from src.prediction.recipe import Recipe, read_recipe  # noqa: E402
 from src.results.submission import (  # noqa: E402
@@ -81,7 +81,7 @@ SYSTEMS = ("notebook", "ours at 1024", "our recipe", "alpha(image)")
 def measure(system, checkpoint, tests, csv):
     """{"seconds": an image, "peak": MB} of one system in this process, workers included."""
     content = read_checkpoint(checkpoint)
-    model = network_of(content)
+    model = build_network(content)
     began = time.perf_counter()
     if system == "notebook":
         notebook(model, tests, csv)

@@ -34,7 +34,7 @@ from src.runtime.stopping import StopWatch  # noqa: E402
 from src.data.cache import open_cache  # noqa: E402
 from src.data.datasets import open_layers  # noqa: E402
 from src.data.pairs import Splits, read_pairs  # noqa: E402
-from src.network.checkpoint import network_of, read_checkpoint  # noqa: E402
+from src.network.checkpoint import build_network, read_checkpoint  # noqa: E402
 from src.training.loop import train  # noqa: E402
 from src.prediction.predictor import make_predictor  # noqa: E402
 from src.prediction.recipe import Recipe  # noqa: E402
@@ -46,7 +46,7 @@ def notebook_errors(weights, csv, pairs, steps):
     """MSE of each validation pair after `steps` of the notebook's training."""
     random.seed(0)
     torch.manual_seed(0)
-    model = network_of(read_checkpoint(weights))
+    model = build_network(read_checkpoint(weights))
     for _, _ in zip(range(steps), training_steps(model, csv, NOTEBOOK_SIZE)):
         pass
     model.eval()
@@ -62,7 +62,7 @@ def our_errors(weights, settings, pairs, steps):
     """The same for our training, with as many pixels, in one epoch."""
     prepare_machine(settings.seed)
     machine = machine_for(torch.device("cpu"), settings.amp, settings.workers)
-    model = network_of(read_checkpoint(weights))
+    model = build_network(read_checkpoint(weights))
     if steps:
         count = round(steps * BATCH * (NOTEBOOK_SIZE / settings.train_size) ** 2)
         rows = read_pairs(settings.train_csv, cache=open_cache(settings.cache, False))

@@ -31,7 +31,7 @@ from src.data.cache import open_cache  # noqa: E402
 from src.data.datasets import ShuffledEpochs, TrainingSet  # noqa: E402
 from src.data.loading import make_loader  # noqa: E402
 from src.data.pairs import read_pairs  # noqa: E402
-from src.network.checkpoint import network_of, read_checkpoint  # noqa: E402
+from src.network.checkpoint import build_network, read_checkpoint  # noqa: E402
 from src.network.u2net import NETWORKS  # noqa: E402
 from src.training.loop import train_epoch  # noqa: E402
 from src.training.state import Run, decided  # noqa: E402
@@ -80,7 +80,7 @@ def main():
     arguments = parser.parse_args()
     if arguments.system:
         torch.manual_seed(0)
-        model = (network_of(read_checkpoint(arguments.weights)) if arguments.weights
+        model = (build_network(read_checkpoint(arguments.weights)) if arguments.weights
                  else NETWORKS[arguments.network]())
         print(json.dumps(SYSTEMS[arguments.system](arguments.train_csv, model)))
         return

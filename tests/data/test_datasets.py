@@ -232,7 +232,7 @@ def test_photographs_serve_as_backdrops(kernel, tmp_path):
     paths = (tmp_path / "bg" / "blue.png", tmp_path / "bg" / "blue.jpg")
     data = kernel.TrainingSet(
         kernel.read_pairs(csv, None, paths), kernel.JointAugment(64, p_color=0.0), seed=0)
-    pool = kernel.PhotographPool(paths, 0, 128, torch.device("cpu")).of_epoch(1)
+    pool = kernel.PhotographPool(paths, 0, 128, torch.device("cpu")).for_epoch(1)
     assert sorted(tuple(each.shape) for each in pool) == [(3, 90, 160), (3, 192, 128)]
     images = made(kernel, data, *((epoch, 0) for epoch in range(40)), photographs=pool)["img"]
     red, green, corner = images[:, :, 0, 0].T
@@ -245,7 +245,7 @@ def test_a_view_is_a_part_of_the_photograph(kernel):
     photograph = torch.from_numpy(np.stack([y * 4, x * 2, x * 0]).astype(np.uint8))
     for view, rows, columns in (((0, 1, 0.5, 0, 0), (0, 60), (15, 75)),
                                 ((0, 0.5, 1, 1, 1), (30, 60), (89, 59))):
-        part = kernel.part_of(photograph, view, (30, 30)) * 255
+        part = kernel.cropped(photograph, view, (30, 30)) * 255
         assert part[0, 0, 0] / 4 == pytest.approx(rows[0] + 0.5, abs=1)
         assert part[0, -1, 0] / 4 == pytest.approx(rows[1] - 1.5, abs=1)
         assert part[1, 0, 0] / 2 == pytest.approx(columns[0], abs=1.5)
@@ -283,15 +283,15 @@ def test_where_there_are_more_photographs_than_room_each_epoch_has_its_own(
         return [int(each[0, 0, 0]) for each in photographs]
 
     ahead, late = (kernel.PhotographPool(paths, 5, 8, torch.device("cpu")) for _ in range(2))
-    first, reads = levels(ahead.of_epoch(1)), []
+    first, reads = levels(ahead.for_epoch(1)), []
     real_read = ahead.read
     ahead.read = lambda epoch: reads.append(epoch) or real_read(epoch)
     for _ in range(3):  # with every batch
         ahead.prepare(2)
-    second = levels(ahead.of_epoch(2))
-    assert len(first) == len(second) == 2 and second == levels(late.of_epoch(2)) != first
-    assert second == levels(ahead.of_epoch(2)) and reads == [2]
-    seen = {level for epoch in range(1, 20) for level in levels(ahead.of_epoch(epoch))}
+    second = levels(ahead.for_epoch(2))
+    assert len(first) == len(second) == 2 and second == levels(late.for_epoch(2)) != first
+    assert second == levels(ahead.for_epoch(2)) and reads == [2]
+    seen = {level for epoch in range(1, 20) for level in levels(ahead.for_epoch(epoch))}
     assert seen == set(range(6))
 
 
@@ -371,7 +371,7 @@ def test_backdrops_are_read_like_every_image(kernel, tmp_path):
     Image.new("1", (15_001, 10_000)).save(tmp_path / "vast.png")
     paths = [tmp_path / name for name in ("torn.jpg", "vast.png", "turned.jpg")]
     pool = kernel.PhotographPool(paths, 0, 40, torch.device("cpu"))
-    (photograph,) = pool.of_epoch(1)
+    (photograph,) = pool.for_epoch(1)
     assert photograph.shape == (3, 160, 40)
     assert photograph[:, :70].float().mean() > 200 and photograph[:, 90:].float().mean() < 50
     assert set(pool.unreadable) == {str(path) for path in paths[:2]}
@@ -390,7 +390,7 @@ def test_backdrops_none_of_which_can_be_read_are_an_error(kernel, tmp_path):
     (tmp_path / "torn.jpg").write_bytes(b"no picture")
     pool = kernel.PhotographPool([tmp_path / "torn.jpg"], 0, 64, torch.device("cpu"))
     with pytest.raises(kernel.UserError, match="none of the backdrops can be read.*torn.jpg"):
-        pool.of_epoch(1)
+        pool.for_epoch(1)
     csv = cut_outs(tmp_path, "image_path\na.png\n")
     pairs = kernel.read_pairs(csv, None, (tmp_path / "torn.jpg",))
     readable = kernel.without_unreadable(pairs)

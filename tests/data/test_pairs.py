@@ -203,7 +203,7 @@ def test_repeated_rows_count_as_often(kernel, small_data, capsys):
     row = "images/train0.png,alphas/train0.png\n"
     csv = table(small_data.folder, "image_path,alpha_path\n" + 3 * row)
     assert len(kernel.read_pairs(csv)) == 3
-    assert "2 rows come more than once" in capsys.readouterr().out
+    assert "2 duplicate rows (kept)" in capsys.readouterr().out
 
 
 def test_rows_without_an_image_are_left_out_and_without_an_alpha_are_cut_outs(kernel, small_data):

@@ -51,7 +51,7 @@ def test_the_file_says_which_network_it_holds(kernel, tmp_path, state):
         torch.save(model_state, tmp_path / f"{name}.pth")
         checkpoint = kernel.read_checkpoint(tmp_path / f"{name}.pth")
         assert checkpoint.network == name
-        loaded = kernel.network_of(checkpoint)
+        loaded = kernel.build_network(checkpoint)
         assert type(loaded) is kernel.NETWORKS[name]
     assert torch.equal(loaded.side6.weight, large.side6.weight)
 

@@ -145,7 +145,7 @@ def test_what_is_left_out_does_not_count_as_the_same(kernel, tmp_path, capsys):
         kernel.write_checkpoint(path, state, **more)
     checkpoint = kernel.read_checkpoint(paths[0])
     predictor = kernel.make_predictor(
-        kernel.network_of(checkpoint), kernel.Recipe(32), kernel.Machine())
+        kernel.build_network(checkpoint), kernel.Recipe(32), kernel.Machine())
     for only_ours, sizes in ((True, (32, 64)), (False, (32,))):
         together = kernel.with_others(predictor, checkpoint, paths[1:], only_ours, None)
         assert together.sizes == sizes and len(together.views) == 2

@@ -183,8 +183,8 @@ def test_mirrored_the_mirror_image_has_the_mirrored_alpha(kernel):
 def test_several_sizes_and_networks_are_averaged(kernel):
     """All views alike, and refinement is linear; the calibration comes after the mean."""
     recipe = kernel.Recipe(calibration="notebook")
-    views = (*kernel.views_of(trained(kernel), kernel.Recipe((32, 64))),
-             *kernel.views_of(EchoRed(), kernel.Recipe(48, flip=True)))
+    views = (*kernel.make_views(trained(kernel), kernel.Recipe((32, 64))),
+             *kernel.make_views(EchoRed(), kernel.Recipe(48, flip=True)))
     whole = kernel.Predictor(views, recipe)
     assert whole.sizes == (32, 64, 48)
     raw = whole.with_recipe(calibration="none")

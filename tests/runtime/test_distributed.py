@@ -126,7 +126,7 @@ def test_two_processes_write_what_one_writes(data, two, tmp_path):
         out / "submission.csv").read_bytes()
 
     kernel = load_modules()
-    model, machine = kernel.network_of(kernel.read_checkpoint(best)), kernel.Machine()
+    model, machine = kernel.build_network(kernel.read_checkpoint(best)), kernel.Machine()
     loader = kernel.share_loader(kernel.ValidationSet(kernel.read_pairs(data[3]), 64), 1, machine)
     mse = kernel.evaluate({"": model}, loader, machine, kernel.StopWatch())[""][1]
     assert mse == pytest.approx(pd.read_csv(out / "metrics.csv").val_mse.min(), 1e-4)
@@ -265,7 +265,7 @@ def test_where_no_group_can_be_formed_one_card_does_the_work(monkeypatch, capsys
         status, _ = launched_with(monkeypatch, outcome)
         assert status is None
         assert "going on with one process and one card" in capsys.readouterr().out
-    monkeypatch.setattr(distributed, "status_of_child", lambda command: 137)
+    monkeypatch.setattr(distributed, "child_status", lambda command: 137)
     assert launched_with(monkeypatch, error, guarded=True)[0] == 137  # it may die, this one not
 
 

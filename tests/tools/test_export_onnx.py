@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from conftest import REAL, ROOT
-from src.network.checkpoint import network_of, read_checkpoint
+from src.network.checkpoint import build_network, read_checkpoint
 from src.tools import export_onnx
 
 WEIGHTS = ROOT / "kernel" / "weights" / "u2netp_alpha.pth"
@@ -22,7 +22,7 @@ def as_rembg_does(image):
     return pixels.transpose(2, 0, 1)[None].astype(np.float32)
 
 
-def session_of(path):
+def make_session(path):
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda image: session.run(None, {session.get_inputs()[0].name: image})
 
@@ -31,9 +31,10 @@ def session_of(path):
 def test_rembg_gets_what_we_predict(tmp_path, capsys, half, difference, size):
     path = tmp_path / "u2netp_alpha.onnx"
     assert export_onnx.main([str(WEIGHTS), str(path), *["--half"] * half]) == 0
-    assert path.stat().st_size < size and f"{path.stat().st_size:,} bytes" in capsys.readouterr().out
+    assert path.stat().st_size < size
+    assert f"{path.stat().st_size:,} bytes" in capsys.readouterr().out
     assert onnx.load(str(path)).opset_import[0].version == 17
-    model, run = network_of(read_checkpoint(WEIGHTS)).eval(), session_of(path)
+    model, run = build_network(read_checkpoint(WEIGHTS)).eval(), make_session(path)
     for name in ("val_4.jpg", "val_11.jpg"):
         with Image.open(REAL / name) as image:
             small = np.array(image.convert("RGB").resize((320, 320), Image.Resampling.LANCZOS))

@@ -1,4 +1,4 @@
-"""Painted subjects: the same for a seed, open where they should be, and solid where they look it."""
+"""Painted subjects: the same for a seed, open and solid in the right places."""
 
 import numpy as np
 import pytest

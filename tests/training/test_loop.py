@@ -139,7 +139,7 @@ def test_the_moving_average_has_its_half_life(kernel):
     run = run_of(kernel, ema=40)
     before = {key: value.clone() for key, value in run.model.state_dict().items()}
     with torch.no_grad():
-        for tensor in kernel.floats_of(run.model):
+        for tensor in kernel.float_tensors(run.model):
             tensor += 1
     for _ in range(10):
         run.update_average()
