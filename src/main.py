@@ -8,7 +8,7 @@ import traceback
 from dataclasses import replace
 from functools import partial
 
-from src.config import PICTURES, default_text, parse_settings
+from src.config import PICTURES, Settings, default_text, flag_name, parse_settings
 from src.runtime.console import UserError, accept_any_letter, log
 from src.runtime.distributed import (
     NO_GROUP_STATUS, NoGroup, status_from_another, end_process, first_to_end, is_launched,
@@ -137,13 +137,15 @@ def describe(inputs, settings, training, test_count):
     """Log the files that were found, and the settings."""
     log(f"Mode: {'train and predict' if training else 'predict'} {test_count} test images")
     for name in ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint", "unfinished",
-                 "out"):
-        log(f"  {name}: {getattr(inputs, name) or '-'}")
+                 "backgrounds", "out"):
+        if getattr(inputs, name):
+            log(f"  {name}: {getattr(inputs, name)}")
     for path in inputs.others:
         log(f"  averaged with: {path}")
-    log("Settings: " + ", ".join(
-        f"{name} {default_text(value)}" for name, value in vars(settings).items()
-        if value not in (None, ()) and not hasattr(inputs, name)))
+    changed = [f"{flag_name(name)} {default_text(value)}" for name, value in vars(settings).items()
+               if value != getattr(Settings, name) and name not in ("pictures", *vars(inputs))]
+    if changed:
+        log("  " + " ".join(changed))
     if training and inputs.checkpoint is None:
         log("No checkpoint to start from: the network learns from random weights")
 
