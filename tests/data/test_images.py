@@ -407,7 +407,7 @@ def chunk(tag, data, crc=None):
     chunk(b"zTXt", b"prompt\0\0" + zlib.compress(bytes(3 * 2**20))),
     chunk(b"zTXt", b"prompt\0\0" + zlib.compress(bytes(2**20 - 1))) * 70,
     chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(bytes(2 * 2**20))),
-    chunk(b"tEXt", b"a\0b", crc=1), chunk(b"iCCP", b"x\0\0nonsense"), chunk(b"gAMA", b"", crc=7),
+    chunk(b"tEXt", b"a\0b", crc=1), chunk(b"iCCP", b"x\0\0nonsense"), chunk(b"gAMA", bytes(4), crc=7),
     chunk(b"eXIf", b"II*\0\xff\xff\xff\xff"),
 ])
 def test_metadata_cost_no_picture(kernel, tmp_path, extra):
