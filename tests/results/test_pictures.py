@@ -161,9 +161,13 @@ def test_a_reader_that_goes_away_does_not_stop_the_work(photos, tmp_path):
 
 
 def test_the_readmes_line_for_photos_works(photos, tmp_path):
-    """README: python kernel/main.py photo.jpg"""
+    """README: python kernel/main.py photo.jpg more_photos/"""
     readme = (ROOT / "README.md").read_text("utf-8")
-    assert "python kernel/main.py photo.jpg" in readme
+    assert "python kernel/main.py photo.jpg more_photos/" in readme
     shutil.copy(photos / "a.jpg", tmp_path / "photo.jpg")
-    done = run_forked(SCRIPT, "photo.jpg", cwd=tmp_path)
-    assert done.returncode == 0 and (tmp_path / "outputs" / "cutouts" / "photo.png").is_file()
+    (tmp_path / "more_photos").mkdir()
+    shutil.copy(photos / "a.jpg", tmp_path / "more_photos" / "another.jpg")
+    done = run_forked(SCRIPT, "photo.jpg", "more_photos/", cwd=tmp_path)
+    assert done.returncode == 0
+    assert written(tmp_path / "outputs") == ["cutouts/another.png", "cutouts/photo.png",
+                                             "masks/another.png", "masks/photo.png"]
