@@ -84,7 +84,7 @@ def run(settings, failure=""):
             if not settings.pictures:
                 write_report(inputs.out, settings.preview, scores, shown, tests, problems + notes)
             summarise(predictor.recipe, scores, rate, problems, notes, inputs.out)
-        except OSError as error:
+        except Exception as error:
             if not inputs.kaggle_input:  # there the submission counts
                 raise
             log(f"The report is not complete: {error}")

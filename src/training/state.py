@@ -255,8 +255,14 @@ def resume(run, path, out, configuration):
     """
     if path is None:
         return False
-    content = unpickled(path)
-    saved = content.get("configuration", {})
+    try:
+        content = unpickled(path)
+    except UserError as error:
+        if path.parent == out:
+            raise
+        log(f"WARNING: {error}; the training begins anew")
+        return False
+    saved = content.get("configuration", {}) if isinstance(content, dict) else {}
     differing = [f"{name} was {saved.get(name)} and is {configuration.get(name)}"
                  for name in {**configuration, **saved}
                  if saved.get(name) != configuration.get(name)]

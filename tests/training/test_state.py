@@ -184,3 +184,14 @@ def test_settings_that_were_filled_in_stay(kernel):
     settings = replace(settings_for(kernel), epochs=None, hours=1.0)
     decided = kernel.decided(settings, kernel.Machine())
     assert kernel.decided(decided, kernel.Machine()) == decided
+
+
+@pytest.mark.parametrize("content", [b"torn", [1, 2]])
+def test_an_attached_file_that_is_no_training_is_left_alone(kernel, tmp_path, capsys, content):
+    path = tmp_path / "attached" / "last.pth"
+    path.parent.mkdir()
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    assert not kernel.resume(None, path, tmp_path / "out", {"seed": 1})
+    assert "the training begins anew" in capsys.readouterr().out
+    with pytest.raises(kernel.UserError, match="last.pth"):
+        kernel.resume(None, path, path.parent, {"seed": 1})
