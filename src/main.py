@@ -11,8 +11,8 @@ from functools import partial
 from src.config import PICTURES, Settings, default_text, flag_name, parse_settings
 from src.runtime.console import UserError, accept_any_letter, log
 from src.runtime.distributed import (
-    NO_GROUP_STATUS, NoGroup, status_from_another, end_process, first_to_end, is_launched,
-    noted_reason, relaunch,
+    NO_GROUP_STATUS, NoGroup, end_process, first_to_end, is_launched, noted_reason, relaunch,
+    status_from_another,
 )
 from src.runtime.hardware import take_machine
 from src.runtime.processes import rank, world_size

@@ -340,6 +340,15 @@ def test_an_unreadable_image_does_not_cost_the_submission(tmp_path, namespaces):
     assert list(problems.filename) == ["1"] and "cannot be read" in problems.reason[0]
 
 
+def test_a_report_that_fails_does_not_cost_the_submission(tmp_path, namespaces):
+    root, out = kaggle_input(tmp_path / "input", weights="u2netp_alpha.pth"), tmp_path / "working"
+    name = "def write_report(out, count, scores, shown, tests, problems):\n"
+    done = kaggle_run(root, out, change=(name, name + "    1 / 0\n"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "The report is not complete: division by zero" in done.stdout
+    assert list(pd.read_csv(out / "submission.csv", dtype=str).filename) == ["2", "1"]
+
+
 def test_training_goes_on_in_the_next_session(tmp_path, namespaces):
     """The first version runs out of time; its output, attached read-only, is continued. Without a
     validation CSV, of which its validation.csv is none."""

@@ -9,10 +9,14 @@ BAND = 2**20  # pixels of an image that are floats at a time
 START_BYTES, PIXEL_BYTES = 1.2e9, 12  # of memory that a run takes, and a pixel of a large image
 
 
+def colour_tensor(image):
+    """RGB image -> float32 [3,H,W] in [0,1]"""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous() / 255
+
+
 def image_tensor(image):
     """RGB image -> float32 [3,H,W] in [-1,1]"""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
-    return (pixels / 255).sub_(0.5).div_(0.5)
+    return colour_tensor(image).sub_(0.5).div_(0.5)
 
 
 def alpha_tensor(alpha):

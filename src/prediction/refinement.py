@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from src.data.pixels import bands, box_mean
+from src.data.pixels import bands, box_mean, colour_tensor
 
 RADIUS, EPSILON = 4, 1e-4  # pixels of the small matte; squared levels of an image in [0,1]
 
@@ -30,8 +30,7 @@ def refine(alpha, small, image, radius=RADIUS, epsilon=EPSILON):
     for rows in bands(image):
         part = torch.addcmul(model[:, :, lower[rows]] * share[rows],
                              model[:, :, upper[rows]], 1 - share[rows])
-        colours = torch.from_numpy(np.array(image.crop((0, rows.start, image.width, rows.stop))))
-        part[:, :3] *= colours.permute(2, 0, 1)[None] / 255
+        part[:, :3] *= colour_tensor(image.crop((0, rows.start, image.width, rows.stop)))
         full[rows] = part[:, :3].sum(dim=1).add_(part[:, 3]).clamp_(0, 1)[0].numpy()
     return full
 

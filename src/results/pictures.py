@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from PIL import Image
 
 from src.runtime.files import replacing
-from src.data.pixels import bands, box_mean, no_memory, to_picture
+from src.data.pixels import (
+    alpha_tensor, bands, box_mean, colour_tensor, no_memory, to_picture,
+)
 
 PASSES = ((4, 5), (2, 2))  # how many times smaller the means are taken, and their radius
 MARGIN = 40  # rows around a band on which its colours depend
@@ -20,8 +22,7 @@ def foreground(image, alpha):
     blurred by their shares of the image, and what then is missing in I = alpha F + (1 - alpha) B is
     given to F; twice, with a wide blur and a narrow one. The blurs are means of a smaller image.
     """
-    image = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].contiguous() / 255
-    alpha = torch.from_numpy(np.array(alpha))[None, None] / 255
+    image, alpha = colour_tensor(image)[None], alpha_tensor(alpha)[None]
     front = back = image
     for times, radius in PASSES:
         small = [max(1, side // times) for side in alpha.shape[2:]]

@@ -23,7 +23,7 @@ from src.data.splits import check_share, write_skipped
 from src.network.checkpoint import read_checkpoint, write_checkpoint
 from src.network.losses import matte_loss, matte_mse
 from src.training.evaluation import describe_outputs, evaluate
-from src.training.state import Run, make_configuration, decided, resume, save, unfinished
+from src.training.state import Run, decided, make_configuration, resume, save, unfinished
 
 MOST_SAMPLES = 20_000  # of an epoch, so that validation comes every few minutes
 GRADIENT_NORM = 1.0  # longer gradients are shortened to it

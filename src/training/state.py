@@ -258,21 +258,14 @@ def resume(run, path, out, configuration):
     try:
         content = unpickled(path)
     except UserError as error:
-        if path.parent == out:
-            raise
-        log(f"WARNING: {error}; the training begins anew")
-        return False
+        return begin_anew(path, out, error)
     saved = content.get("configuration", {}) if isinstance(content, dict) else {}
     differing = [f"{name} was {saved.get(name)} and is {configuration.get(name)}"
                  for name in {**configuration, **saved}
                  if saved.get(name) != configuration.get(name)]
     if differing:
-        sentence = f"{path}: is of another run ({'; '.join(differing)})"
-        if path.parent == out:
-            raise UserError(f"{sentence}; take the same settings, remove the file, or name another "
-                            "--out")
-        log(f"WARNING: {sentence}; the training begins anew")
-        return False
+        return begin_anew(path, out, f"{path}: is of another run ({'; '.join(differing)})",
+                          "; take the same settings, remove the file, or name another --out")
     run.model.load_state_dict(content["model_state"])
     run.load_state_dict(content["training"])
     best = path.with_name(BEST_CHECKPOINT)
@@ -284,3 +277,12 @@ def resume(run, path, out, configuration):
         run.best = math.inf
     log(f"Continuing {path}: epoch {run.epoch}, {run.batch} batches done")
     return True
+
+
+def begin_anew(path, out, sentence, way_out=""):
+    """Warn that the attached last.pth at `path` is left alone, and return False; raise UserError
+    for this run's own."""
+    if path.parent == out:
+        raise UserError(f"{sentence}{way_out}")
+    log(f"WARNING: {sentence}; the training begins anew")
+    return False
