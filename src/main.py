@@ -7,17 +7,18 @@ import time
 import traceback
 from dataclasses import replace
 from functools import partial
+from math import prod
 
 from src.config import PICTURES, Settings, default_text, flag_name, parse_settings
 from src.runtime.console import UserError, accept_any_letter, log
 from src.runtime.distributed import (
-    NO_GROUP_STATUS, NoGroup, end_process, first_to_end, is_launched, noted_reason, relaunch,
-    status_from_another,
+    NO_GROUP_STATUS, NoGroup, end_process, first_to_end, is_guarded, is_launched, noted_reason,
+    relaunch, status_from_another,
 )
 from src.runtime.hardware import take_machine
 from src.runtime.processes import rank, world_size
 from src.runtime.stopping import Interrupted, StopWatch
-from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT
+from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT, discover
 from src.inputs.listing import list_pictures, list_tests
 from src.inputs.places import (
     KAGGLE_INPUT, KAGGLE_WORKING, check_complete, find_inputs, is_empty,
@@ -32,7 +33,7 @@ from src.prediction.choice import choose, with_others
 from src.prediction.predictor import make_predictor
 from src.prediction.recipe import Recipe, read_recipe, stored_form
 from src.results.report import score, shown_pairs, summarise, write_report
-from src.results.submission import predict_tests
+from src.results.submission import commonest_size, predict_tests
 
 KAGGLE_HOURS = 11.5  # Kaggle ends a session after 12
 FINE = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # statuses of runs that did as asked
@@ -42,7 +43,7 @@ UNREADABLE_STATUS = 3  # exit status when an image had a problem, except on Kagg
 def run(settings, failure=""):
     """The story: find, train or load, choose, predict, write, show. Returns the exit status.
 
-    failure: the reason of a failed training, after which this run only predicts.
+    failure: the reason why the run before failed, after which this one only predicts.
     """
     machine = take_machine(settings)
     inputs, checkpoint, training = find_after(settings, failure) if failure else find(settings)
@@ -52,7 +53,8 @@ def run(settings, failure=""):
     describe(inputs, settings, training, len(tests))
     splits = find_splits(inputs, settings, training)
     stop = StopWatch(settings.time_limit or (KAGGLE_HOURS if inputs.kaggle_input else None),
-                     partial(seconds_after_training, len(splits.val or ()), len(tests)))
+                     partial(seconds_after_training, len(splits.val or ()), len(tests),
+                             prod(commonest_size(tests)) / 1e6))
     stop.listen()
 
     model, finished = build_network(checkpoint) if checkpoint else U2NETP(), False
@@ -73,8 +75,9 @@ def run(settings, failure=""):
     began = time.monotonic()
     kinds = settings.save or (PICTURES if settings.pictures else ())
     csv_path = None if settings.pictures else inputs.out / "submission.csv"
-    problems, notes = predict_tests(predictor, tests, kinds, inputs.out, csv_path, stop)
-    problems += [("training", failure)] if failure else []
+    problems, notes = predict_tests(
+        predictor, tests, kinds, inputs.out, csv_path, stop, strict=is_guarded())
+    problems += [("the run", failure)] if failure else []
     # From here on rank 0 works alone, however long it takes: nothing waits for the others any more.
     if rank() == 0:
         rate = len(tests) / (time.monotonic() - began)
@@ -119,14 +122,18 @@ def find(settings):
 
 
 def find_after(settings, failure):
-    """As `find`, for a prediction after a training that has failed: with the best weights of this
-    run, else those it started from, and without its tables, which may be the reason."""
+    """As `find`, for a prediction after a run that has failed: with the best weights that it has
+    trained, else those it started from, and without its tables, which may be the reason."""
     log("=" * 72)
-    log(f"THE TRAINING HAS FAILED: {failure}")
+    log(f"THE RUN HAS FAILED: {failure}")
     log("What follows is a prediction with the best weights that there are.")
     log("=" * 72)
-    best = (settings.out or KAGGLE_WORKING) / BEST_CHECKPOINT
-    checkpoint = None if best.is_file() else settings.checkpoint
+    best, checkpoint = (settings.out or KAGGLE_WORKING) / BEST_CHECKPOINT, settings.checkpoint
+    if best.is_file():
+        # Those before the first step lack the recipe of the weights that they are a copy of.
+        trained = bool(read_checkpoint(best).recipe)
+        checkpoint = (best,) if trained else (
+            checkpoint or tuple(discover(KAGGLE_INPUT)["checkpoint"][:1]))
     inputs = find_inputs(replace(settings, checkpoint=checkpoint, train_csv=None, val_csv=None))
     inputs = replace(inputs, train_csv=None, val_csv=None)
     check_complete(inputs, training=False)
@@ -150,14 +157,14 @@ def describe(inputs, settings, training, test_count):
         log("No checkpoint to start from: the network learns from random weights")
 
 
-def seconds_after_training(val_count, test_count, val_seconds):
+def seconds_after_training(val_count, test_count, megapixels, val_seconds):
     """Seconds to reserve after training: two validations, the choice of a recipe (of two sizes,
     with and without mirroring), a calibration, the final score and the prediction (by the slowest
     recipe, both sizes mirrored, with decoding and encoding); half as much again, and half a minute.
 
-    val_seconds: seconds of a validation image, all processes together.
+    megapixels: of a test image; val_seconds: seconds of a validation image, all processes together.
     """
-    overhead = 0.2 / world_size()
+    overhead = 0.2 * max(1, megapixels) / world_size()
     recipes = min(val_count, 64) * (6 * val_seconds + 4 * overhead)
     calibration = 2 * val_count * (6 * val_seconds + overhead)
     prediction = test_count * (6 * val_seconds + overhead)
@@ -171,8 +178,8 @@ def main(argv=None):
     """Run from the command line; returns the exit status: 2 for bad input, 3 when images had
     problems, 128 + the signal's number after a signal.
 
-    On Kaggle, which throws away the results of a run that ends with another status than 0, a
-    training that fails is followed by a prediction with the best weights there are.
+    On Kaggle, which throws away the results of a run that ends with another status than 0, a run
+    that fails is followed by a prediction with the best weights there are.
     """
     accept_any_letter()
     settings, on_kaggle = parse_settings(argv), KAGGLE_INPUT.is_dir()
@@ -180,8 +187,7 @@ def main(argv=None):
         # Some drivers hang when cards talk to each other directly; by way of the host's memory it
         # costs nothing for gradients of 4 MB.
         os.environ.setdefault("NCCL_P2P_DISABLE", "1")
-    guarded = (on_kaggle and settings.mode != "predict" and not settings.pictures
-               and not is_launched())
+    guarded = on_kaggle and not settings.pictures and not is_launched()
     status = attempt(settings, guarded)
     if guarded and status not in FINE:
         return attempt(settings, False, noted_reason(status))
@@ -218,11 +224,12 @@ def report_end(error, guarded):
         status = status_from_another(error)
         if status is None:
             first_to_end(1, f"{type(error).__name__}: {error}")
-            if not guarded:
+            if not guarded and world_size() == 1:
                 raise error
-            traceback.print_exception(error)
+            traceback.print_exception(error)  # the interpreter's own end may abort; see end_process
         return status or 1
-    if first_to_end(status, sentence.removeprefix("error: ")):
+    reason = "" if isinstance(error, Interrupted) else sentence.removeprefix("error: ")
+    if first_to_end(status, reason):
         print(sentence, file=sys.stdout if isinstance(error, Interrupted) else sys.stderr)
     return status
 

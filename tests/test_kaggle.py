@@ -381,33 +381,61 @@ def damaged(root):
         (pairs / "images" / f"train{number}.png").write_bytes(b"torn")
 
 
-KILLED = ("def train_step(run, batch):\n",
-          "def train_step(run, batch):\n    run.epoch == 3 and os.kill(os.getpid(), 9)\n")
+STEP = "def train_step(run, batch):\n"
+SECOND_RANK = "os.environ.get('RANK') == '1'"
+KILLED = (STEP, STEP + f"    run.epoch == 3 and {SECOND_RANK} and os.kill(os.getpid(), 9)\n")
+MISTAKE = (STEP, STEP + "    run.epoch == 2 and 1 / 0\n")
+LOST = (STEP, STEP + f"    if run.epoch == 2 and {SECOND_RANK}:\n"
+        "        raise RuntimeError('NCCL error: unhandled cuda error')\n")
+KILLED_LATE = ("def write_rows(csv_path, rows, count):\n",
+               "def write_rows(csv_path, rows, count):\n"
+               f"    {SECOND_RANK} and os.kill(os.getpid(), 9)\n")
+TRAINED, ATTACHED = "working/u2netp_best.pth", "input/datasets/me/weights/u2netp_alpha.pth"
+TWO = {"gpus": "2", "device": "cpu"}
 
-MISTAKE = (KILLED[0], KILLED[1].replace("3 and os.kill(os.getpid(), 9)", "2 and 1 / 0"))
 
-
-@pytest.mark.parametrize("spoil, change, settings, reason", [
-    (damaged, ("", ""), {"epoch_samples": "8", "epochs": "6"}, "training pairs cannot be read"),
-    (None, ("", ""), {"lr": "1e30", "epochs": "4"}, "not finite"),
-    (None, MISTAKE, {"epochs": "2"}, "ZeroDivisionError: division by zero"),
-    (None, KILLED, {"epochs": "4", "gpus": "2", "device": "cpu"}, "SIGKILL")],
-    ids=["damaged files", "diverging", "a mistake", "killed"])
-def test_a_training_that_fails_is_followed_by_a_prediction(
-        tmp_path, namespaces, spoil, change, settings, reason):
+@pytest.mark.parametrize("spoil, change, settings, weights, reason", [
+    (damaged, ("", ""), {"epoch_samples": "8", "epochs": "6"}, TRAINED,
+     "training pairs cannot be read"),
+    (None, ("", ""), {"lr": "1e30", "epochs": "4"}, ATTACHED, "not finite"),
+    (None, MISTAKE, {"epochs": "2"}, TRAINED, "ZeroDivisionError: division by zero"),
+    (None, KILLED, {"epochs": "4", **TWO}, TRAINED,
+     "SIGKILL, as the system does when memory runs out"),
+    (None, LOST, {"epochs": "2", **TWO}, TRAINED, "NCCL error: unhandled cuda error"),
+    (None, KILLED_LATE, {"mode": "predict", **TWO}, ATTACHED, "SIGKILL")],
+    ids=["damaged files", "diverging", "a mistake", "killed", "cards apart", "predicting"])
+def test_a_run_that_fails_is_followed_by_a_prediction(
+        tmp_path, namespaces, spoil, change, settings, weights, reason):
     """With the best weights of this run, or those that it started from; status 0."""
-    root = kaggle_input(tmp_path / "input", pairs=True, weights="u2netp_alpha.pth")
+    root = kaggle_input(tmp_path / "input", pairs=True,
+                        weights="u2netp_alpha.pth" if weights == ATTACHED else None)
     (spoil or (lambda root: None))(root)
     out = tmp_path / "working"
     loopback = f"{shlex.quote(sys.executable)} -c '{LOOPBACK_UP}'"
-    done = kaggle_run(root, out, loopback, change, mode="train", **settings)
+    done = kaggle_run(root, out, loopback, change, **{"mode": "train", **settings})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "THE TRAINING HAS FAILED" in done.stdout and "Epoch 1:" in done.stdout or spoil is None
+    assert "THE RUN HAS FAILED" in done.stdout and "Epoch 1:" in done.stdout or spoil is None
     table = pd.read_csv(out / "problems.csv")
-    assert list(table.filename) == ["training"] and reason in table.reason[0]
-    assert "  checkpoint: /kaggle/working/u2netp_best.pth" in done.stdout
+    assert list(table.filename) == ["the run"] and reason in table.reason[0]
+    assert f"  checkpoint: /kaggle/{weights}" in done.stdout.split("THE RUN HAS FAILED")[1]
     masks = pd.read_csv(out / "submission.csv", dtype=str)
     assert list(masks.filename) == ["2", "1"]
+
+
+def test_an_error_that_one_picture_causes_costs_that_picture(tmp_path, namespaces):
+    """Two runs meet it; the second goes on with the other picture."""
+    root, out = kaggle_input(tmp_path / "input", weights="u2netp_alpha.pth"), tmp_path / "working"
+    draw(root / "competitions/matting/test_dataset/orig_1024/1.png",
+         np.full((77, 77, 3), 9, np.uint8))
+    head = "def to_uint8(alpha):\n"
+    done = kaggle_run(root, out, change=(
+        head, head + "    if alpha.shape == (77, 77):\n        raise ValueError('odd')\n"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "THE RUN HAS FAILED: ValueError: odd" in done.stdout
+    table = pd.read_csv(out / "problems.csv")
+    assert list(table.filename) == ["1", "the run"]
+    assert table.reason[0] == "cannot be predicted (ValueError: odd)"
+    assert list(pd.read_csv(out / "submission.csv", dtype=str).filename) == ["2", "1"]
 
 
 NO_NETWORK = """

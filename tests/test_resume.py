@@ -169,7 +169,8 @@ def test_the_reserve_is_enough_for_what_comes_after_training(tmp_path, monkeypat
 
 
 def test_the_reserve_grows_with_what_is_left_to_do(kernel):
-    base = kernel.seconds_after_training(100, 100, 0.5)
+    base = kernel.seconds_after_training(100, 100, 1, 0.5)
     assert base > 1.5 * 100 * (3 * 0.5 + 2 * 0.5)
-    assert kernel.seconds_after_training(100, 200, 0.5) > base
-    assert kernel.seconds_after_training(100, 100, 1.0) > base
+    assert kernel.seconds_after_training(100, 200, 1, 0.5) > base
+    assert kernel.seconds_after_training(100, 100, 24, 0.5) > base
+    assert kernel.seconds_after_training(100, 100, 1, 1.0) > base

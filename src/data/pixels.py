@@ -48,9 +48,13 @@ def bands(image):
     return [slice(top, min(top + rows, image.height)) for top in range(0, image.height, rows)]
 
 
+def lacks_memory(error):
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
 def no_memory(error, size):
     """Why an image (width, height) is a problem where memory is lacking; raises any other error."""
-    if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
+    if not lacks_memory(error):
         raise error
     pixels = size[0] * size[1]
     needed = (START_BYTES + PIXEL_BYTES * pixels) / 1e9

@@ -16,60 +16,78 @@ from src.runtime.files import replacing
 from src.runtime.processes import rank, world_size
 from src.runtime.threads import mapped_ahead
 from src.data.images import declared_size, read_picture, with_own_alpha
-from src.data.pixels import no_memory, to_uint8
+from src.data.pixels import lacks_memory, no_memory, to_uint8
 from src.results.pictures import save_pictures
 
 HEADER = ("filename", "image_utf")
 DEFAULT_SIZE = (1024, 1024)  # pixels, MAGICK's, of a mask whose image says nothing of its own
 
 
-def predict_tests(predictor, tests, kinds, out, csv_path, stop):
+def predict_tests(predictor, tests, kinds, out, csv_path, stop, strict=False):
     """Predict this process's share of the `TestImage`s; write pictures of these kinds below `out`,
     and the rows of all processes, in order, to the CSV, if its path is not None.
 
     Returns [(name, reason)] of the images with a problem, and [(name, note)] of those that their
-    owner may expect otherwise. An image that cannot be read has a blank mask of its declared size,
-    else of the commonest, and no pictures.
+    owner may expect otherwise. An image that cannot be predicted has a blank mask of its declared
+    size, else of the commonest, and no pictures. strict: an error that is neither the image's nor
+    for want of memory is raised, which is right where another run follows.
     """
-    def opened(test):
-        try:
-            if test.path is None:
-                raise UserError("there is no such image")
-            return test, read_picture(test.path), ""
-        except UserError as error:
-            return test, None, str(error)
+    def opened(test, _):
+        if test.path is None:
+            raise UserError("there is no such image")
+        return read_picture(test.path), None
 
-    def seen(item):
-        test, picture, problem = item
-        try:
-            small = picture and predictor.small_alphas(test.name, picture.rgb)
-            return test, picture, small, problem
-        except (MemoryError, RuntimeError) as error:
-            return test, None, None, no_memory(error, picture.rgb.size)
+    def seen(test, item):
+        picture, _ = item
+        return picture, predictor.small_alphas(test.name, picture.rgb)
 
-    def finished(item):
-        test, picture, small, problem = item
-        try:
-            if picture:
-                mask = to_uint8(with_own_alpha(predictor.full_alpha(picture.rgb, small), picture))
-                problem = save_pictures(out, kinds, test.name, picture, mask) or picture.problem
-                return test.name, encode_mask(mask) if csv_path else "", problem, picture.notes
-        except (MemoryError, RuntimeError) as error:
-            problem = no_memory(error, picture.rgb.size)
-        blank = np.zeros(size(test)[::-1], np.uint8)
-        return test.name, encode_mask(blank) if csv_path else "", problem, ()
+    def finished(test, item):
+        picture, small = item
+        mask = to_uint8(with_own_alpha(predictor.full_alpha(picture.rgb, small), picture))
+        problem = save_pictures(out, kinds, test.name, picture, mask) or picture.problem
+        return encode_mask(mask) if csv_path else "", problem, picture.notes
+
+    def stage(function):
+        def step(item):
+            test, value = item
+            if isinstance(value, UserError):  # of an earlier stage
+                return item
+            try:
+                return test, function(test, value)
+            except Exception as error:
+                return test, UserError(why_no_alpha(error, size(test), strict))
+        return step
+
+    def row(item):
+        test, value = stage(finished)(item)
+        if isinstance(value, UserError):
+            blank = np.zeros(size(test)[::-1], np.uint8)
+            value = encode_mask(blank) if csv_path else "", str(value), ()
+        return test.name, *value
 
     def size(test):
         return (test.path and declared_size(test.path)) or usual
 
+    def pixels(item):
+        test, value = item
+        return 0 if isinstance(value, UserError) else math.prod(size(test))
+
     out.mkdir(parents=True, exist_ok=True)
     usual = commonest_size(tests)
-    share = progress(shard(tests), "predict", unit="image")
-    images = mapped_ahead(opened, share, pixels=lambda test: math.prod(size(test)))
-    items = map(seen, stop.guarded(images))
-    rows = mapped_ahead(
-        finished, items, pixels=lambda item: math.prod(item[1].rgb.size) if item[1] else 0)
-    return write_rows(csv_path, rows, len(tests))
+    share = ((test, None) for test in progress(shard(tests), "predict", unit="image"))
+    images = mapped_ahead(stage(opened), share, pixels=pixels)
+    items = map(stage(seen), stop.guarded(images))
+    return write_rows(csv_path, mapped_ahead(row, items, pixels=pixels), len(tests))
+
+
+def why_no_alpha(error, size, strict):
+    """Why an image (width, height) has no alpha, in a sentence without a subject; see
+    predict_tests."""
+    if isinstance(error, UserError):
+        return str(error)
+    if strict or lacks_memory(error):
+        return no_memory(error, size)
+    return f"cannot be predicted ({type(error).__name__}: {error})"
 
 
 def write_rows(csv_path, rows, count):

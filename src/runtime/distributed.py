@@ -31,6 +31,7 @@ from src.runtime.stopping import STARTED, STARTED_VARIABLE
 
 TIMEOUT = timedelta(minutes=10)  # a process that answers no sooner is presumed dead
 TRIAL_SECONDS = 90  # for the first all-reduce of the gradients' group
+GRADIENTS = 1_200_000  # of U2-NetP: NCCL may send so many in another way than a few
 REASON_VARIABLE = "MAGICK_ALPHA_REASON"  # a folder in which a process notes why it failed
 NO_GROUP_STATUS = 75  # exit status of a process that cannot join the others
 _store = None  # in which the processes note how they ended
@@ -77,9 +78,9 @@ def relaunch(gpus, device, guarded=False):
         torchrun.main(["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={wanted}",
                        *program, *sys.argv[1:]])
     except ChildFailedError as error:
-        status = error.get_first_failure()[1].exitcode
+        status = first_exit(error.failures.values())
         if status != NO_GROUP_STATUS:
-            return status if status > 0 else 128 - status  # a negative one is a signal's number
+            return status
     except SignalException as error:  # which the processes have had too, and saved
         return 128 + error.sigval
     except (RendezvousError, RuntimeError, OSError) as error:
@@ -92,7 +93,12 @@ def relaunch(gpus, device, guarded=False):
 
 def is_launched():
     """Whether another process of this script has started this one"""
-    return "RANK" in os.environ or REASON_VARIABLE in os.environ
+    return "RANK" in os.environ or is_guarded()
+
+
+def is_guarded():
+    """Whether another run follows, should this one fail"""
+    return REASON_VARIABLE in os.environ
 
 
 def child_status(command):
@@ -100,8 +106,19 @@ def child_status(command):
     child = subprocess.Popen(command)
     signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the child has had too
-    status = child.wait()
-    return status if status >= 0 else 128 - status
+    return exit_status(child.wait())
+
+
+def exit_status(code):
+    """128 + the signal's number for subprocess's negative code of a process that a signal ended"""
+    return code if code >= 0 else 128 - code
+
+
+def first_exit(failures):
+    """The exit status of torchrun's first failure; of several in one second, of a process that was
+    killed: the others fail for want of it. SIGTERM is torchrun's own."""
+    return exit_status(min(failures, key=lambda each: (
+        each.timestamp, each.exitcode >= 0 or each.exitcode == -signal.SIGTERM)).exitcode)
 
 
 def join_group():
@@ -134,28 +151,32 @@ def end_process(status):
     os._exit(status)
 
 
-def first_to_end(status, reason):
+def first_to_end(status, reason=""):
     """Note that this process ends with an error, and why; whether it is the first, and so reports
     it."""
     first = _store is None or _store.add("ended", 1) == 1
     if first and _store is not None:
         _store.set("status", str(status))
-    if first and (folder := os.environ.get(REASON_VARIABLE)):
-        Path(folder, "reason").write_text(reason, "utf-8", "replace")
+    if first and reason and is_guarded():
+        Path(os.environ[REASON_VARIABLE], "reason").write_text(reason, "utf-8", "replace")
     return first
 
 
 def noted_reason(status):
-    """Why the launched processes ended with a status: their own words, if they had time for any"""
-    path = Path(os.environ.get(REASON_VARIABLE, ""), "reason")
-    if path.is_file():
-        return path.read_text("utf-8")
-    ended = signal.Signals(status - 128).name if status > 128 else f"status {status}"
-    return f"a process was ended by {ended}, as the system does when memory runs out"
+    """Why the launched processes ended with a status: the signal, and their own words if they had
+    time for any. What follows is no longer guarded."""
+    path = Path(os.environ.pop(REASON_VARIABLE, ""), "reason")
+    words = path.read_text("utf-8") if path.is_file() else ""
+    if status <= 128:
+        return words or f"a process ended with status {status}"
+    by_system = ", as the system does when memory runs out" * (status == 128 + signal.SIGKILL)
+    return (f"a process was ended by {signal.Signals(status - 128).name}{by_system}"
+            + f" ({words})" * bool(words))
 
 
 def status_from_another(error):
-    """The exit status after an error that another process caused by ending, None for any other."""
+    """The exit status after an error that came from the exchange with other processes, which may
+    have ended; None for any other."""
     if world_size() == 1:
         return None
     try:
@@ -167,8 +188,10 @@ def status_from_another(error):
         word in str(error) for word in ("gloo", "NCCL", "Connection", "Socket", "Timed out"))
     if not lost:
         return None
-    print(f"error: process {rank()}: another process of this run was killed or does not answer "
-          f"({first_line(error)}); the same command goes on from the last save", file=sys.stderr)
+    sentence = (f"process {rank()}: another process of this run was killed or cannot be reached "
+                f"({first_line(error)})")
+    first_to_end(1, sentence)
+    print(f"error: {sentence}; the same command goes on from the last save", file=sys.stderr)
     return 1
 
 
@@ -211,9 +234,10 @@ def tried_group(device):
                 torch.cuda.set_device(device)  # a thread starts on card 0
             backend = "nccl" if device.type == "cuda" else "gloo"
             group = dist.new_group(backend=backend, timeout=TIMEOUT)
-            one = torch.ones(1, device=device)
-            dist.all_reduce(one, group=group)
-            result.append((group, "" if one.item() == world_size() else "gradients do not add up"))
+            ones = torch.ones(GRADIENTS, device=device)
+            dist.all_reduce(ones, group=group)
+            whole = bool((ones == world_size()).all())
+            result.append((group, "" if whole else "gradients do not add up"))
         except (RuntimeError, ValueError) as error:
             result.append((None, first_line(error)))
 

@@ -19,11 +19,11 @@ from forked import run_forked
 def predict(kernel, small_data, tmp_path):
     """(problems, {name: mask} of the CSV) of these test images, by default all of `small_data`;
     what is noted about them is `run.notes`"""
-    def run(tests=None, kinds=(), network=EchoRed(), stop=None):
+    def run(tests=None, kinds=(), network=EchoRed(), stop=None, strict=False):
         tests = tests or kernel.list_tests(small_data.test)
         problems, run.notes = kernel.predict_tests(
             plain_predictor(kernel, network), tests, kinds, tmp_path / "out", run.csv,
-            stop or kernel.StopWatch())
+            stop or kernel.StopWatch(), strict)
         if run.csv is None:
             return problems, None
         return problems, {name: kernel.decode_mask(text) for name, text in
@@ -126,8 +126,16 @@ def test_a_failure_on_the_way_leaves_the_older_submission(predict):
     predict.out.mkdir()
     predict.csv.write_text("older")
     with pytest.raises(ZeroDivisionError):
-        predict(network=FailsLater())
+        predict(network=FailsLater(), strict=True)
     assert predict.csv.read_text() == "older" and os.listdir(predict.out) == ["submission.csv"]
+
+
+def test_a_failure_with_one_image_is_that_images_problem(predict):
+    """Unless another run follows, which `strict` says."""
+    problems, masks = predict(network=FailsLater())
+    assert problems == [("a.b", "cannot be predicted (ZeroDivisionError: )")]
+    assert masks["2"].any() and masks["10"].any() and not masks["a.b"].any()
+    assert masks["a.b"].size > 1
 
 
 def test_so_does_a_signal(kernel, predict):

@@ -257,9 +257,8 @@ def test_two_cards_are_used_without_this_machines_name(monkeypatch):
 
 
 def test_where_no_group_can_be_formed_one_card_does_the_work(monkeypatch, capsys):
-    failure = SimpleNamespace(exitcode=distributed.NO_GROUP_STATUS)
     error = distributed.ChildFailedError.__new__(distributed.ChildFailedError)
-    error.get_first_failure = lambda: (0, failure)
+    error.failures = {0: SimpleNamespace(exitcode=distributed.NO_GROUP_STATUS, timestamp=7)}
     for outcome in (error, RuntimeError("the rendezvous\nfailed"),
                     distributed.RendezvousError("no store")):
         status, _ = launched_with(monkeypatch, outcome)
@@ -278,6 +277,42 @@ def test_a_start_that_is_refused_has_its_reason_too(monkeypatch):
         distributed.relaunch(5, "auto", guarded=True)
     distributed.first_to_end(2, str(caught.value))
     assert "this machine has 2" in distributed.noted_reason(2)
+    assert not distributed.is_launched()  # what follows is the last run
+
+
+@pytest.mark.parametrize("ends, status", [
+    ([(7, 1), (7, -9)], 128 + 9),  # (second, exit code)
+    ([(7, 1), (7, -15)], 1), ([(7, 1), (37, -9)], 1), ([(7, -11), (8, 1)], 128 + 11)])
+def test_the_first_to_end_is_the_one_that_was_killed(ends, status):
+    assert distributed.first_exit([SimpleNamespace(timestamp=second, exitcode=code)
+                                   for second, code in ends]) == status
+
+
+@pytest.mark.parametrize("status, words, reason", [
+    (1, "ValueError: odd", "ValueError: odd"), (1, "", "a process ended with status 1"),
+    (128 + 11, "", "a process was ended by SIGSEGV"),
+    (128 + 9, "", "a process was ended by SIGKILL, as the system does when memory runs out"),
+    (128 + 9, "process 0: lost", "a process was ended by SIGKILL, as the system does when memory "
+     "runs out (process 0: lost)")])
+def test_a_reason_blames_what_is_known(monkeypatch, tmp_path, status, words, reason):
+    monkeypatch.setenv(distributed.REASON_VARIABLE, str(tmp_path))
+    distributed.first_to_end(status, words)
+    assert distributed.noted_reason(status) == reason
+
+
+def test_a_mistake_in_one_process_ends_both_in_order(data, tmp_path):
+    """With its traceback and status 1, and without the interpreter's own end, which threads of
+    gloo may abort."""
+    (tmp_path / "mistaken.py").write_text(
+        "import atexit, sys\nfrom src import main\nfrom src.runtime.processes import rank\n"
+        "atexit.register(print, 'interpreter shutdown')\n"
+        "real = main.score\n"
+        "def score(*arguments):\n    rank() and 1 / 0\n    return real(*arguments)\n"
+        "main.score = score\nmain.end_process(main.main(sys.argv[1:]))\n")
+    done = torchrun(tmp_path / "mistaken.py", "--mode", "train", *data, *FLAGS, "--out", "out",
+                    cwd=tmp_path)
+    assert "ZeroDivisionError: division by zero" in done.stderr and "exitcode  : 1" in done.stderr
+    assert "interpreter shutdown" not in done.stdout
 
 
 def test_gradients_that_cannot_be_exchanged_end_in_no_group(data, tmp_path):
