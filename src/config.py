@@ -6,6 +6,8 @@ needs the standard library only, so that build.py can check what `--set` asks fo
 
 import argparse
 import math
+import os
+import re
 import sys
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -36,6 +38,15 @@ def parse_range(text):
     return low, high
 
 
+def parse_path(text):
+    """'~/x' -> the Path of x in one's home"""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("is empty; name a file or folder")
+    if re.match(r"\w+://", text):
+        raise argparse.ArgumentTypeError(f"{text}: is an address; name a file on this machine")
+    return Path(os.path.expanduser(text))
+
+
 def parse_flag(text):
     """'true' -> True"""
     if text.lower() not in ("true", "false"):
@@ -51,7 +62,7 @@ def parse_kinds(text):
     return kinds
 
 
-METAVARS = {int: "N", float: "X", Path: "PATH", parse_range: "LOW,HIGH", parse_flag: "BOOL",
+METAVARS = {int: "N", float: "X", parse_path: "PATH", parse_range: "LOW,HIGH", parse_flag: "BOOL",
             parse_kinds: "KINDS"}
 
 
@@ -61,7 +72,7 @@ class Settings:
 
     pictures: tuple[Path, ...] = knob(
         (), "run", "photos, folders: write masks and cut-outs of them, and nothing else",
-        type=Path, nargs="*", flag=False)
+        type=parse_path, nargs="*", flag=False)
 
     mode: str = knob(
         "auto", "run", "auto, train, predict; auto trains unless it finds our weights",
@@ -85,30 +96,31 @@ class Settings:
 
     train_csv: Path | None = knob(
         None, "files", "has image_path, alpha_path [data/splits/train.csv; Kaggle: by columns]",
-        type=Path)
+        type=parse_path)
     val_csv: Path | None = knob(
         None, "files", "the same to validate with [data/splits/val.csv, else a split]",
-        type=Path)
+        type=parse_path)
     test_root: Path | None = knob(
         None, "files", "test images [data/test_dataset/orig_1024; Kaggle: any orig_1024]",
-        type=Path)
+        type=parse_path)
     sample_csv: Path | None = knob(
         None, "files", "sample submission with the rows to write [Kaggle: by its columns]",
-        type=Path)
+        type=parse_path)
     checkpoint: tuple[Path, ...] | None = knob(
         None, "files", "weights to start from or predict with; of several the alphas are averaged",
-        type=Path, nargs="+")
+        type=parse_path, nargs="+")
     ensemble: bool = knob(
         False, "files", "true: average over all attached checkpoints of this project",
         type=parse_flag)
     backgrounds: Path | None = knob(
-        None, "files", "photographs to put RGBA cut-outs on, beside drawn backdrops", type=Path)
+        None, "files", "photographs to put RGBA cut-outs on, beside drawn backdrops",
+        type=parse_path)
     cache: Path | None = knob(
         None, "files", "scratch folder for decoded images; off: none [Kaggle: /kaggle/temp; temp]",
-        type=Path)
+        type=parse_path)
     out: Path | None = knob(
         None, "files", "folder of the results [outputs; Kaggle: /kaggle/working]",
-        type=Path)
+        type=parse_path)
 
     epochs: int | None = knob(
         None, "training", "how many [5; Kaggle: as many as the time allows]", minimum=1, type=int)
@@ -171,6 +183,10 @@ def check_settings(settings):
     if settings.pictures and settings.mode == "train":
         raise ValueError(f"{settings.pictures[0]}, --mode train: a picture is predicted; leave one "
                          "of them out")
+    for name in ("train_csv", "val_csv", "test_root", "sample_csv"):
+        if settings.pictures and getattr(settings, name):
+            raise ValueError(f"{settings.pictures[0]}, {flag_name(name)}: both say what to work "
+                             "on; leave one of them out")
     if (settings.min_train_size or 0) > settings.train_size:
         raise ValueError(f"--min-train-size {settings.min_train_size}: is more than --train-size "
                          f"{settings.train_size}")

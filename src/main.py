@@ -54,7 +54,7 @@ def run(settings, failure=""):
     splits = find_splits(inputs, settings, training)
     stop = StopWatch(settings.time_limit or (KAGGLE_HOURS if inputs.kaggle_input else None),
                      partial(seconds_after_training, len(splits.val or ()), len(tests),
-                             prod(commonest_size(tests)) / 1e6))
+                             prod(commonest_size(tests)) / 1e6), saves=training)
     stop.listen()
 
     model, finished = build_network(checkpoint) if checkpoint else U2NETP(), False
@@ -86,7 +86,8 @@ def run(settings, failure=""):
                 (inputs.out / LAST_CHECKPOINT).unlink(missing_ok=True)
             if not settings.pictures:
                 write_report(inputs.out, settings.preview, scores, shown, tests, problems + notes)
-            summarise(predictor.recipe, scores, rate, problems, notes, inputs.out)
+            summarise(predictor.recipe, scores, rate, problems, notes, inputs.out,
+                      is_complete=bool(settings.pictures))
         except Exception as error:
             if not inputs.kaggle_input:  # there the submission counts
                 raise
@@ -142,10 +143,11 @@ def find_after(settings, failure):
 
 def describe(inputs, settings, training, test_count):
     """Log the files that were found, and the settings."""
-    log(f"Mode: {'train and predict' if training else 'predict'} {test_count} test images")
+    images = "pictures" if settings.pictures else "test images"
+    log(f"Mode: {'train and predict' if training else 'predict'} {test_count} {images}")
     for name in ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint", "unfinished",
                  "backgrounds", "out"):
-        if getattr(inputs, name):
+        if getattr(inputs, name) and not (settings.pictures and name == "test_root"):
             log(f"  {name}: {getattr(inputs, name)}")
     for path in inputs.others:
         log(f"  averaged with: {path}")
@@ -214,7 +216,10 @@ def attempt(settings, guarded, failure=""):
 def report_end(error, guarded):
     """Report why the run ended and return the exit status; re-raise bugs, unless it is guarded."""
     if isinstance(error, Interrupted):
-        status, sentence = 128 + error.args[0], "Stopped. The same command goes on from here."
+        number, saved = error.args
+        status = 128 + number
+        sentence = "Stopped. The same command " + (
+            "goes on from here." if saved else "begins anew.")
     elif isinstance(error, UserError):
         # A DataLoader worker's error arrives with the worker's traceback before its sentence.
         status, sentence = 2, "error: " + str(error).strip().rsplit("UserError: ", 1)[-1]

@@ -98,7 +98,7 @@ TEST_IMAGES = [
     # what is done to the test folder, exit status, what is read, names and sizes that come out
     ("truncated PNG", lambda d: truncate(d.test / "2.png"), 3, "PROBLEM with 2:",
      {"2": (20, 30)}),
-    ("zero bytes", lambda d: (d.test / "2.png").write_bytes(b""), 3, "1 images had problems",
+    ("zero bytes", lambda d: (d.test / "2.png").write_bytes(b""), 3, "Problems: 1, all in",
      {"2": (20, 30)}),
     ("text named .png", lambda d: (d.test / "2.png").write_text("hello"), 3, "cannot be read as",
      {"2": (20, 30)}),
@@ -120,7 +120,7 @@ TEST_IMAGES = [
     ("empty folder", lambda d: [p.unlink() for p in d.test.iterdir()], 2, "there is no image",
      None),
     ("all unreadable", lambda d: [p.write_bytes(b"") for p in d.test.iterdir()], 3,
-     "3 images had problems", {"1": (1024, 1024), "10": (1024, 1024)}),
+     "Problems: 3, all in", {"1": (1024, 1024), "10": (1024, 1024)}),
 ]
 
 
@@ -186,6 +186,23 @@ def unusual(data):
     rewrite(data.train, lambda rows: rows[4].__setitem__(0, ""))
 
 
+def exchange(data):
+    """Image and alpha, of photographs"""
+    for name in ("train", "val"):
+        for path in (data.folder / "images").glob(f"{name}*.png"):
+            colours(path)
+        rewrite(getattr(data, name), lambda rows: [row.reverse() for row in rows])
+
+
+def photograph(data):
+    for path in (data.folder / "alphas").glob("val*.png"):
+        colours(path)
+
+
+def colours(path):
+    draw(path, np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+
+
 def leak(data):
     rewrite(data.val, lambda rows: rows.append(["images/train0.png", "alphas/train0.png"]))
 
@@ -207,6 +224,8 @@ TRAINING = [
      "3 duplicate rows (kept)"),
     ("an image in both sets", leak, 0, "1 validation images are training images too"),
     ("no training CSV", lambda d: d.train.unlink(), 2, "--train-csv"),
+    ("columns exchanged", exchange, 2, "validation pairs cannot be read, more than 5%"),
+    ("a photograph as a mask", lambda d: photograph(d), 2, "are image_path and alpha_path exch"),
     ("an empty CSV", lambda d: d.train.write_text(""), 2, "train.csv: is empty"),
     ("a wrong column", lambda d: d.train.write_text("image,alpha\na,b\n"), 2,
      "rename image to image_path"),

@@ -24,6 +24,7 @@ def test_values_arrive_with_their_types(kernel):
     assert (settings.limit, settings.lr, settings.out) == (3, 3e-4, Path("x"))
     assert settings.crop_scale == (0.5, 1.0)
     assert kernel.parse_settings([]) == kernel.Settings()
+    assert kernel.parse_settings(["--out=~/x"]).out == Path.home() / "x"
 
 
 @pytest.mark.parametrize("arguments, named", [

@@ -1,9 +1,11 @@
 """Runs that end early: killed, stopped by a signal, out of time; and what comes after."""
 
+import os
 import random
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -92,6 +94,25 @@ def test_stopped_twice_it_ends_in_the_same_bits(
     assert "Continuing out/last.pth" in done.stdout
     assert_same(tmp_path / "out", uninterrupted)
     assert not (tmp_path / "out" / "last.pth").exists()  # the run is complete
+
+
+def test_a_prediction_that_is_stopped_promises_nothing(data, tmp_path, monkeypatch, capsys):
+    kernel = load_bundle()
+    weights, tests = tmp_path / "w.pth", Path(data[data.index("--test-root") + 1])
+    kernel.write_checkpoint(weights, kernel.U2NETP().state_dict(), recipe={"predict_size": 64})
+    real = kernel.StopWatch.listen
+    monkeypatch.setattr(kernel.StopWatch, "listen", lambda stop: (
+        real(stop), os.kill(os.getpid(), signal.SIGTERM)))
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    try:
+        status = kernel.main(["--test-root", str(tests), "--checkpoint", str(weights),
+                              "--out", str(tmp_path / "out"), "--device", "cpu"])
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before):
+            signal.signal(number, handler)
+    said = capsys.readouterr().out
+    assert status == 128 + signal.SIGTERM and "Stopped. The same command begins anew." in said
+    assert "SIGTERM: finishing the image at hand; again to end at once" in said
 
 
 def test_an_automatic_run_goes_on_where_it_was_killed(data, tmp_path):

@@ -146,10 +146,9 @@ def placed_paths(column, name, csv_path, roots=()):
                 return np.array([
                     os.fsencode(os.path.join(base, without_parts(path, dropped)) if path else "")
                     for path in column])
-    raise UserError(
-        f"{csv_path}, column {name}: {sample.iloc[0]} is neither in the working folder "
-        f"({Path.cwd()}) nor in {bases[1]} or a folder above it"
-    )
+    elsewhere = f"the working folder ({bases[0]}) nor in " * (bases[0] != bases[1])
+    raise UserError(f"{csv_path}, column {name}: {sample.iloc[0]} is neither in {elsewhere}"
+                    f"{bases[1]} nor in a folder above it")
 
 
 def without_parts(path, count):

@@ -87,6 +87,7 @@ def check_share(unreadable, count, title):
 def write_skipped(out, skipped):
     """skipped.csv: {path: reason} of the files that were left out."""
     path = out / "skipped.csv"
-    write_table(path, sorted(skipped.items()), ["image_path", "reason"])
+    write_table(path, [(file, reason.removeprefix(f"{file}: "))
+                       for file, reason in sorted(skipped.items())], ["image_path", "reason"])
     if skipped:
         log(f"{len(skipped)} files cannot be read and are left out: see {path}")

@@ -7,6 +7,7 @@ from collections import deque
 from itertools import islice
 from pathlib import Path
 
+from src.runtime.files import entry_kind
 from src.runtime.tables import open_text, read_header
 
 COLUMNS = ("image_path", "alpha_path")  # of a table of pairs
@@ -66,7 +67,7 @@ def entries_but_images(folder, most):
         with os.scandir(folder) as scan:
             for count, entry in enumerate(islice(scan, most), 1):
                 if not entry.name.lower().endswith(IMAGE_SUFFIXES):
-                    entries.append((entry.name, entry.is_dir()))
+                    entries.append((entry.name, entry_kind(entry) == "folder"))
     except OSError:  # a folder that may not be read holds nothing for us
         pass
     return entries, count

@@ -9,6 +9,7 @@ with suppress(ImportError):  # with it Pillow reads what telephones write
     from pillow_heif import register_heif_opener
     register_heif_opener()
 
+MADE_BY = "MAGICK alpha"  # the text "Software" of the PNGs that this script writes
 # Formats that Pillow knows, but cannot decode by itself or would have to draw
 NO_PIXELS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 # Pillow takes these for TIFF files, and finds a small preview in them
@@ -26,8 +27,16 @@ SIGNATURES = (  # of the first bytes, in lower case
      "an SVG drawing"),
     (rb"\s*(<!doctype html|<html)", "a web page"),
     (rb"version https://git-lfs", "a Git LFS pointer; run `git lfs pull`"),
+    (rb"ii\*\0|mm\0\*", "a kind of TIFF that Pillow cannot decode; save it with 8 bits a channel"),
     (rb"pk\x03\x04", "a zip archive"), (rb"$", "an empty file"),
 )
+
+
+def is_result(path):
+    """Whether a file is a picture that this script has written."""
+    with suppress(Exception), Image.open(path) as image:
+        return image.format == "PNG" and image.info.get("Software") == MADE_BY
+    return False
 
 
 def image_suffixes():

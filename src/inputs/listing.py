@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from src.config import PICTURES
 from src.runtime.console import UserError, log, printable
+from src.runtime.files import entry_kind
 from src.runtime.tables import no_column, read_table
-from src.inputs.formats import image_or_kind, image_suffixes
+from src.inputs.formats import image_or_kind, image_suffixes, is_result
 
 # What systems leave in folders, in lower case; what begins with a dot is hidden
 LEFTOVERS = {"__macosx", "$recycle.bin", "@eadir", "desktop.ini", "ehthumbs.db", "icon\r",
@@ -41,7 +42,8 @@ def list_tests(folder, sample_csv=None, limit=None):
         raise UserError(f"{sample_csv}: {no_column('filename', table.columns)}")
     names, paths = table["filename"].tolist(), images_in(folder)
     if len(set(names)) < len(names):
-        raise UserError(f"{sample_csv}: names an image twice")
+        name = Counter(names).most_common(1)[0][0]
+        raise UserError(f"{sample_csv}: names {name!r} twice; leave one of its rows")
     found = matches(names, paths)
     if not found:
         raise UserError(f"{sample_csv}: names no image of {folder}; name the right ones with "
@@ -73,33 +75,57 @@ def list_images(folder, limit=None):
 def list_pictures(places, out, limit=None):
     """The `TestImage`s of photos and of folders with all that is in them, at most `limit`.
 
-    A name is the path below the folder without its last extension, which stays where two names
-    would be the same. What an earlier run has written below `out` is left out. Raises UserError
-    when a place does not exist or there is no picture.
+    A name is the path below the folder; below what all places have in common, where two would be
+    the same; without its last extension, where it then is the only one. In folders, pictures that
+    an earlier run has written are left out. Raises UserError when a place does not exist, when
+    there is no picture, or when a result below `out` would replace one.
     """
-    results = {(out / kind).resolve() for kind in PICTURES}
-    paths = []  # (picture, the folder that its name leaves out)
+    found = {}  # {absolute path: (path, the folder that its name leaves out)}
     for place in places:
         if place.is_dir():
-            paths += [(path, place) for path in image_files(place, recursive=True, without=results)]
+            for path in photos_in(place, out):
+                found.setdefault(absolute(path), (path, place))
         elif place.is_file():
-            paths.append((place, place.parent))
+            found.setdefault(absolute(place), (place, place.parent))
         else:
             raise UserError(f"{place}: there is no such picture or folder (working folder: "
                             f"{Path.cwd()})")
-    paths = list(dict.fromkeys(paths))
-    names = [path.relative_to(base).with_suffix("").as_posix() for path, base in paths]
-    common = {name for name, count in Counter(names).items() if count > 1}
-    names = [path.relative_to(base).as_posix() if name in common else name
-             for name, (path, base) in zip(names, paths)]
-    for name, count in Counter(names).items():
-        if count > 1:
-            same = [str(path) for each, (path, _) in zip(names, paths) if each == name]
-            raise UserError(f"{name}: is there {count} times ({', '.join(same[:3])}); name one "
-                            "folder that holds them all")
-    if not names:
+    if not found:
         raise UserError(f"{places[0]}: there is no picture")
-    return [TestImage(printable(name), path) for name, (path, _) in zip(names, paths)][:limit]
+    names = picture_names(found)
+    written = {(out / kind / f"{name}.png").resolve() for name in names for kind in PICTURES}
+    for path, _ in found.values():
+        if path.resolve() in written:
+            raise UserError(f"{path}: would be replaced by a result; name another --out")
+    return [TestImage(printable(name), path)
+            for name, (path, _) in zip(names, found.values())][:limit]
+
+
+def absolute(path):
+    """An absolute path without `..`, the same for all ways to name a file but links"""
+    return Path(os.path.abspath(path))
+
+
+def photos_in(folder, out):
+    """All pictures in a folder and the folders in it, but results, whether below `out` or not"""
+    paths = image_files(folder, recursive=True)
+    places = {(out / kind).resolve() for kind in PICTURES}
+    results = {path for path in paths if is_result(path) or not places.isdisjoint(
+        path.resolve().parents)}
+    report_others(folder, [(path, "results of an earlier run") for path in sorted(results)])
+    return [path for path in paths if path not in results]
+
+
+def picture_names(found):
+    """The names of {absolute path: (path, its base)}, all different; see list_pictures."""
+    wholes = [path.relative_to(base) for path, base in found.values()]
+    if len(set(wholes)) < len(wholes):
+        common = os.path.commonpath([absolute(base) for _, base in found.values()])
+        wholes = [path.relative_to(common) for path in found]
+    stems = [path.with_suffix("") for path in wholes]
+    counts = Counter([*stems, *wholes])
+    return [(stem if counts[stem] == 1 + (stem == whole) else whole).as_posix()
+            for stem, whole in zip(stems, wholes)]
 
 
 def list_backdrops(folder):
@@ -130,9 +156,9 @@ def images_in(folder):
     raise UserError(f"{folder}: there is no image in this folder{several}")
 
 
-def image_files(folder, recursive=False, without=()):
+def image_files(folder, recursive=False):
     """The images of `find_images`; the log names the other files."""
-    images, others = find_images(folder, recursive, without)
+    images, others = find_images(folder, recursive)
     report_others(folder, others)
     return images
 
@@ -146,19 +172,19 @@ def report_others(folder, others):
         log(f"{folder}: {len(names)} left out: {shortened_list(names)} ({kind})")
 
 
-def find_images(folder, recursive=False, without=()):
+def find_images(folder, recursive=False):
     """([paths of the images], [(path, what it is instead)]) of a folder, in natural order.
 
     Known suffixes and else the content decide, so that a damaged image is still one. recursive:
-    with the folders in it, each once, however many links lead there, but those of the set `without`
-    (resolved). Hidden files and system leftovers are in neither list.
+    with the folders in it, each once, however many links lead there. Hidden files and system
+    leftovers are in neither list.
     """
     suffixes, images, others, seen = image_suffixes(), [], [], set()
     folders, links = deque([Path(folder)]), deque()  # a folder's own place before links to it
     while folders or links:
         here = (folders or links).popleft()
         real = here.resolve()
-        if real in seen or real in without:
+        if real in seen:
             continue
         seen.add(real)
         try:
@@ -170,12 +196,13 @@ def find_images(folder, recursive=False, without=()):
             path = here / entry.name
             if is_leftover(entry.name):
                 continue
-            if entry.is_dir():
+            kind = entry_kind(entry)
+            if kind == "folder":
                 if recursive:
                     (links if entry.is_symlink() else folders).append(path)
                 else:
                     others.append((path, "a folder, which is not looked into"))
-            elif not entry.is_file():
+            elif not kind:
                 others.append((path, "a link to nowhere" if entry.is_symlink() else "not a file"))
             elif path.suffix.lower() in suffixes or not (kind := image_or_kind(path)):
                 images.append(path)

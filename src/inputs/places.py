@@ -18,10 +18,11 @@ LOCAL_PLACES = {
     "test_root": Path("data/test_dataset/orig_1024"),
     "sample_csv": Path("data/sample_submission.csv"),
 }
-# The shipped weights first. The repository is one folder above kernel/, two above src/inputs/.
+# The shipped weights first: beside the script, or seen from the modules.
+HERE = Path(__file__).resolve().parent
 LOCAL_CHECKPOINTS = (
-    *(folder / "kernel" / "weights" / SHIPPED_CHECKPOINT
-      for folder in Path(__file__).resolve().parents[1:3]),
+    HERE / "weights" / SHIPPED_CHECKPOINT, HERE / SHIPPED_CHECKPOINT,
+    *(folder / "kernel" / "weights" / SHIPPED_CHECKPOINT for folder in HERE.parents[1:2]),
     Path("U-2-Net/saved_models/u2netp/u2netp.pth"),
 )
 
@@ -85,8 +86,9 @@ def checked(path, name):
     is_folder = name in ("test_root", "backgrounds")
     is_right, kind = (path.is_dir, "folder") if is_folder else (path.is_file, "file")
     if not is_right():
-        flag = "--" + name.replace("_", "-")
-        raise UserError(f"{flag} {path}: there is no such {kind} (working folder: {Path.cwd()})")
+        flag, other = "--" + name.replace("_", "-"), "file" if is_folder else "folder"
+        raise UserError(f"{flag} {path}: is a {other}; name a {kind}" if path.exists() else
+                        f"{flag} {path}: there is no such {kind} (working folder: {Path.cwd()})")
     return path
 
 

@@ -73,7 +73,7 @@ def unpickled(path):
             ) from None
         raise UserError(f"{path}: is not a PyTorch checkpoint") from None
     except Exception as error:  # which one, for a damaged file, depends on where the damage is
-        reason = str(error).split("\n")[0]
+        reason = str(error).split("\n")[0].split(". ")[0]
         raise UserError(
             f"{path}: is cut off or damaged ({reason}); download it again") from None
 

@@ -4,8 +4,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from src.runtime.files import replacing
+from src.inputs.formats import MADE_BY, is_result
 from src.data.pixels import (
     alpha_tensor, bands, box_mean, colour_tensor, no_memory, to_picture,
 )
@@ -63,19 +65,30 @@ def cut_out_picture(picture, mask):
     return result
 
 
+def save_result(image, path, **options):
+    """Write a PNG that says what it was made by, so that it is not taken for a photo later."""
+    note = PngInfo()
+    note.add_text("Software", MADE_BY)
+    with replacing(path) as part:
+        image.save(part, format="PNG", pnginfo=note, **options)
+
+
 def save_pictures(out, kinds, name, picture, mask):
     """Write masks/NAME.png and cutouts/NAME.png below `out`, as far as they are among the kinds.
 
     picture: `Picture`, whose own colours and profile a cut-out keeps; mask: uint8 [H,W] of its
-    size. Names may have folders in them. Returns "", or why a picture could not be written.
+    size. Names may have folders in them. Returns "", or why a picture could not be written; a file
+    that is no result of this script is not replaced.
     """
     mask = Image.fromarray(mask)
     try:
         for kind in kinds:
             result, profile = (mask, None) if kind == "masks" else (
                 cut_out_picture(picture, mask), picture.profile)
-            with replacing(out / kind / f"{name}.png") as part:
-                result.save(part, format="PNG", compress_level=3, icc_profile=profile)
+            path = out / kind / f"{name}.png"
+            if path.is_file() and not is_result(path):
+                return f"{path} is there already, and not a result; move it or name another --out"
+            save_result(result, path, compress_level=3, icc_profile=profile)
     except (MemoryError, RuntimeError) as error:
         return no_memory(error, mask.size)
     except (OSError, ValueError) as error:

@@ -6,10 +6,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from src.runtime.console import UserError
-from src.runtime.files import replacing
 from src.data.images import read_picture
 from src.data.pixels import to_uint8
-from src.results.pictures import cut_out
+from src.results.pictures import cut_out, save_result
 from src.results.submission import decode_mask, read_rows
 
 CELL, GAP, LABEL = 256, 8, 24  # pixels: side of a picture, space between two, height of a caption
@@ -72,8 +71,7 @@ def save_grid(cells, path):
             picture = ImageOps.contain(picture.convert("RGB"), (CELL, CELL))
             sheet.paste(picture, (left + (CELL - picture.width) // 2, top + LABEL))
             draw.text((left, top), shortened(caption, font, CELL), fill="black", font=font)
-    with replacing(path) as part:
-        sheet.save(part, format="PNG")
+    save_result(sheet, path)
 
 
 def shortened(text, font, width):

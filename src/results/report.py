@@ -63,8 +63,9 @@ def write_report(out, count, scores, shown, tests, problems):
             log(f"preview/{name} was not drawn: {error}")
 
 
-def summarise(recipe, scores, images_per_second, problems, notes, out):
-    """The end of the log: how good, how fast, the files, the problems."""
+def summarise(recipe, scores, images_per_second, problems, notes, out, is_complete):
+    """The end of the log: how good, how fast, the files, the problems; the first of them, or, where
+    no table holds them, all."""
     log(f"Done in {time.time() - STARTED:.0f} s; {recipe}")
     if scores:
         mse, sad = (np.mean([each[name] for each in scores]) for name in ("mse", "sad"))
@@ -72,16 +73,19 @@ def summarise(recipe, scores, images_per_second, problems, notes, out):
             f"over {len(scores)} images of their own size")
     log(f"  predicted {images_per_second:.2f} images/s")
     for kind in PICTURES:
-        count = sum(path.stat().st_mtime >= STARTED for path in (out / kind).rglob("*.png"))
+        count = sum(path.is_file() and path.stat().st_mtime >= STARTED
+                    for path in (out / kind).rglob("*.png"))
         if count:
             log(f"  wrote {count} pictures into {out / kind}")
     for path in sorted(out.glob("*.*")) + sorted(out.glob("preview/*.png")):
         if path.stat().st_mtime >= STARTED:
             log(f"  wrote {path} ({path.stat().st_size:,} bytes)")
-    for name, note in notes[:20]:
+    most = None if is_complete else 20
+    for name, note in notes[:most]:
         log(f"  NOTE on {name}: it {note}")
-    for name, reason in problems[:20]:
+    for name, reason in problems[:most]:
         log(f"  PROBLEM with {name}: {reason}")
     if problems:
-        log(f"{len(problems)} images had problems; one that cannot be read has a blank mask in the "
-            "submission, and no pictures")
+        log(f"Problems: {len(problems)}" + ("; a picture that cannot be read has no results"
+            if is_complete else f", all in {out / PROBLEMS}; an image that cannot be read has a "
+            "blank mask in the submission, and no pictures"))

@@ -12,6 +12,8 @@ from src.runtime.processes import rank
 
 def accept_any_letter():
     """Print letters that the console lacks as escapes, so that none ends the run."""
+    sys.stdout, sys.stderr = (console or open(os.devnull, "w") for console in  # `2>&-`
+                              (sys.stdout, sys.stderr))
     for console in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError):  # a stand-in for a console may lack it
             console.reconfigure(errors="backslashreplace")

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,14 @@ def replacing(path):
         raise
     finally:
         part.unlink(missing_ok=True)
+
+
+def entry_kind(entry):
+    """"folder", "file", or "" for any other thing that an entry of os.scandir leads to, as a link
+    to nowhere or to itself"""
+    with suppress(OSError):
+        return "folder" if entry.is_dir() else "file" if entry.is_file() else ""
+    return ""
 
 
 def digest(arrays):

@@ -5,13 +5,14 @@ import csv
 import io
 import re
 from difflib import get_close_matches
-from itertools import islice
+from itertools import chain, islice
 
 from src.runtime.console import UserError, printable
 from src.runtime.files import replacing
 
 SEPARATORS = ",;\t|"
 ROWS_TO_COMPARE = 20  # at least, which tell row names from values
+END = "\ue000"  # a last line, which a quote that is not closed swallows
 csv.field_size_limit(2**31 - 1)  # a mask is one field
 
 
@@ -49,9 +50,13 @@ def parsed(file, limit, csv_path):
     header, separator = read_header(file)
     if not header:
         raise UserError(f"{csv_path}: is empty")
-    lines = csv.reader(file, delimiter=separator, skipinitialspace=True)
+    lines = csv.reader(chain(file, [END]), delimiter=separator, skipinitialspace=True)
     rows = [[value.strip() for value in row] for row in islice(
         filter(any, lines), limit and max(limit, ROWS_TO_COMPARE))]
+    if rows and END in rows[-1][-1] and rows[-1] != [END]:
+        start = rows[-1][-1].split("\n")[0]
+        raise UserError(f"{csv_path}: a quote before {start[:80]!r} is never closed")
+    rows = [row for row in rows if row != [END]]
     width, most = len(header), max(map(len, rows), default=0)
     if width == 1:  # then it names no separator
         rows = [[row[0].rstrip(SEPARATORS), *row[1:]] for row in rows]

@@ -47,6 +47,6 @@ def describe_outputs(model, loader, machine):
     masks, outputs = batch["mask"].to(machine.device), model(machine.to_device(batch["img"]))
     d0 = outputs[0]
     loss, mse = matte_loss(outputs, masks).mean(), matte_mse(outputs, masks).mean()
-    log(f"Check after training: d0 {list(d0.shape)} in [{d0.min():.4f}, {d0.max():.4f}], "
+    log(f"Check after training: alpha {list(d0.shape)} in [{d0.min():.4f}, {d0.max():.4f}], "
         f"finite {bool(torch.isfinite(d0).all())}; loss {loss:.6f}, MSE {mse:.6f}, "
         f"finite {bool(torch.isfinite(loss) and torch.isfinite(mse))}")

@@ -189,6 +189,54 @@ def test_a_mask_of_any_encoding_means_the_same(kernel, tmp_path, name, image, ex
     assert np.abs(alpha - expected).max() <= lost
 
 
+def tiff(path, planes, white=1):
+    """A TIFF, uncompressed, of arrays uint16 [H,W], each a plane of its own"""
+    height, width = planes[0].shape
+    count, size = len(planes), planes[0].nbytes
+    data = b"".join(plane.astype("<u2").tobytes() for plane in planes)
+    offsets = [200 + size * number for number in range(count)]
+    entries = [(256, 4, [width]), (257, 4, [height]), (258, 3, [16] * count), (259, 3, [1]),
+               (262, 3, [2 if count == 3 else white]), (273, 4, offsets), (277, 3, [count]),
+               (278, 4, [height]), (279, 4, [size] * count), (284, 3, [2])]
+    head, tail = struct.pack("<2sHIH", b"II", 42, 8, len(entries)), b""
+    for tag, kind, values in entries:
+        packed = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
+        if len(packed) > 4:
+            place = 10 + 12 * len(entries) + 4 + len(tail)
+            packed, tail = struct.pack("<I", place), tail + packed
+        head += struct.pack("<HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    path.write_bytes((head + bytes(4) + tail).ljust(200, b"\0") + data)
+    return path
+
+
+def test_a_tiff_in_which_0_is_white_is_no_negative(kernel, tmp_path):
+    path = tiff(tmp_path / "a.tif", [np.uint16(65535 - SOFT * 257)], white=0)
+    assert np.array_equal(kernel.open_alpha(path), SOFT)
+    assert np.array_equal(np.asarray(kernel.read_picture(path).rgb)[..., 1], SOFT)
+
+
+def test_a_tiff_that_pillow_garbles_or_does_not_know_is_refused(kernel, tmp_path):
+    """Planes of 16 bits, which it reads as 8; samples that it has no mode for."""
+    path = tiff(tmp_path / "a.tif", [np.uint16(SOFT * 257)] * 3)
+    with pytest.raises(kernel.UserError, match="planes of more than 8 bits, .*save it with 8 bits"):
+        kernel.read_picture(path)
+    path.write_bytes(path.read_bytes().replace(struct.pack("<HHIHH", 262, 3, 1, 2, 0),
+                                               struct.pack("<HHIHH", 262, 3, 1, 5, 0)))
+    with pytest.raises(kernel.UserError, match="it is a kind of TIFF that Pillow cannot decode; sa"):
+        kernel.read_picture(path)
+
+
+def test_many_colours_are_no_mask_but_for_a_mark(kernel, tmp_path):
+    """As of a photograph in the wrong column; a few coloured pixels leave the grey as it is."""
+    noise = np.random.default_rng(0).integers(0, 256, (80, 100, 3), dtype=np.uint8)
+    with pytest.raises(kernel.UserError, match="a.png: cannot be read as a mask .it has many col"):
+        kernel.open_alpha(saved(tmp_path / "a.png", Image.fromarray(noise)))
+    grey = np.repeat(noise[..., :1] // 2 + 60, 3, axis=2)
+    grey[:16, :10] = noise[:16, :10]
+    alpha = np.asarray(kernel.open_alpha(saved(tmp_path / "b.png", Image.fromarray(grey))))
+    assert np.array_equal(alpha[16:], grey[16:, :, 0])
+
+
 @pytest.mark.parametrize("levels", [
     np.uint8(SOFT), np.uint8(SOFT // 3), np.uint8(HARD), np.zeros((40, 50), np.uint8),
     np.full((40, 50), 200, np.uint8), np.uint8(SOFT // 60), np.uint8(255 - HARD // 2)])

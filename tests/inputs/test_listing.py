@@ -64,7 +64,7 @@ def test_a_sample_submission_decides_names_and_order(kernel, small_data, capsys)
 
 
 @pytest.mark.parametrize("names, says", [
-    (["x", "y"], "names no image of"), (["2", "2"], "names an image twice")])
+    (["x", "y"], "names no image of"), (["2", "2"], "names '2' twice")])
 def test_a_sample_submission_of_something_else_is_refused(kernel, small_data, names, says):
     with pytest.raises(kernel.UserError, match=says):
         kernel.list_tests(small_data.test, sample(small_data.folder, *names))
@@ -180,14 +180,38 @@ def test_pictures_keep_their_suffix_where_two_have_one_name(kernel, tmp_path):
 
     assert names("a") == ["x.jpg", "x.png", "y"]
     assert names("a/x.jpg", "a/x.jpg") == ["x"]
-    with pytest.raises(kernel.UserError, match=r"x.jpg: is there 2 times \(.*a/x.jpg, .*b/x.jpg\)"):
-        names("a", "b")
+    assert names("a", "b") == ["a/x.jpg", "a/x.png", "a/y", "b/x"]
+    assert names("b/x.jpg", "a/x.jpg", "b/../a", "a/y.jpg") == ["b/x", "a/x.jpg", "a/x.png", "a/y"]
+    for name in ("c/1.jpg", "c/1.webp", "c/1.jpg.webp", "c/1"):
+        photo(tmp_path / name)
+    assert names("c") == ["1", "1.jpg", "1.jpg.webp", "1.webp"]
 
 
-def test_an_earlier_runs_pictures_are_left_out(kernel, tmp_path):
+def test_results_are_left_out_wherever_they_lie(kernel, tmp_path, capsys):
+    """By the place of this run's, also when their owner has changed them; by what is in others."""
     photo(tmp_path / "1.jpg")
     photo(tmp_path / "outputs" / "cutouts" / "1.png")
-    assert len(kernel.list_pictures([tmp_path], tmp_path / "outputs")) == 1
+    kernel.save_result(PHOTO, tmp_path / "older" / "masks" / "1.png")
+    photo(tmp_path / "older" / "mine.png")
+    tests = kernel.list_pictures([tmp_path], tmp_path / "outputs")
+    assert [test.name for test in tests] == ["1", "older/mine"]
+    assert "2 left out: older/masks/1.png, outputs/cutouts/1.png (results of an" in (
+        capsys.readouterr().out)
+    kernel.list_pictures([tmp_path / "older" / "masks" / "1.png"], tmp_path / "out")  # by its name
+    with pytest.raises(kernel.UserError, match="cutouts/1.png: would be replaced by a result"):
+        kernel.list_pictures([tmp_path / "outputs" / "cutouts" / "1.png"], tmp_path / "outputs")
+
+
+def test_a_link_to_itself_is_left_out(kernel, tmp_path, capsys):
+    photo(tmp_path / "1.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "loop").symlink_to("loop")
+    assert kernel.list_images(tmp_path) == kernel.list_backdrops(tmp_path) == [tmp_path / "1.jpg"]
+    assert "2 left out: loop, loop.jpg (a link to nowhere)" in capsys.readouterr().out
+    (tmp_path / "train.csv").write_text("image_path\n")
+    assert kernel.discover(tmp_path)["train_csv"] == [tmp_path / "train.csv"]
+    with pytest.raises(kernel.UserError, match="loop.jpg: there is no such picture"):
+        kernel.list_pictures([tmp_path / "loop.jpg"], tmp_path)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="names have no other encoding there")

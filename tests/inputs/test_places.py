@@ -1,9 +1,14 @@
 """Finding things locally and in Kaggle's folders, and saying what is missing."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from conftest import ROOT, draw
+from forked import run_forked
 
 
 def find(kernel, kaggle, *arguments):
@@ -44,6 +49,18 @@ def test_the_notebooks_places_are_defaults(kernel, empty_folder):
     assert inputs.train_csv == Path("data/splits/train.csv")
     assert inputs.test_root == Path("data/test_dataset/orig_1024")
     assert inputs.out == Path("outputs")
+
+
+@pytest.mark.parametrize("place", ["weights/", ""])
+def test_weights_beside_the_script_are_found_whatever_its_folder(tmp_path, place):
+    """And what is wrong with them is said."""
+    script, weights = tmp_path / "main.py", tmp_path / place / "u2netp_alpha.pth"
+    shutil.copy(ROOT / "kernel" / "main.py", script)
+    touch(weights).write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    draw(tmp_path / "photo.png", np.zeros((9, 9, 3), np.uint8))
+    done = run_forked(script, "photo.png", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"{weights}: is a Git LFS pointer, not the weights; run `git lfs pull`" in done.stderr
 
 
 @pytest.mark.parametrize("flag", ["--train-csv", "--val-csv", "--test-root", "--checkpoint"])

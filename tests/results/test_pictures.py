@@ -103,8 +103,23 @@ def test_a_photo_becomes_a_mask_and_a_cut_out_beside_it(photos, tmp_path):
     for count in (1, 4):
         place = photos / "a.jpg" if count == 1 else photos
         done = run_forked(SCRIPT, place, "--out", photos, cwd=tmp_path)
-        assert done.returncode == 0 and f"predict {count} test images" in done.stdout, done.stderr
+        assert done.returncode == 0 and f"predict {count} pictures" in done.stdout, done.stderr
     assert sum(name.startswith("masks/") for name in written(photos)) == 4
+
+
+def test_a_file_that_is_no_result_is_not_replaced(photos, tmp_path):
+    """Hand-made masks in a folder that happens to be called so, a cut-out that was changed."""
+    for name in ("masks/a.png", "cutouts/sub/a.png"):
+        draw(tmp_path / name, np.full((200, 240), 7, np.uint8))
+    (photos / "torn.png").unlink()
+    for _ in range(2):  # results are replaced
+        done = run_forked(SCRIPT, photos, "--out", ".", cwd=tmp_path)
+        assert done.returncode == 3, done.stderr
+        assert done.stdout.count("is there already, and not a result; move it or name") == 2
+        assert "PROBLEM with a: masks/a.png is there" in done.stdout
+    for name in ("masks/a.png", "cutouts/sub/a.png"):
+        assert np.asarray(Image.open(tmp_path / name)).max() == 7
+    assert (tmp_path / "masks" / "sub" / "b.jpg.png").is_file()
 
 
 def test_pictures_leave_the_results_of_a_training_alone(photos, tmp_path):
@@ -121,13 +136,20 @@ def test_pictures_leave_the_results_of_a_training_alone(photos, tmp_path):
 @pytest.mark.parametrize("arguments, says", [
     (["nowhere.jpg"], "nowhere.jpg: there is no such picture or folder"),
     (["empty"], "empty: there is no picture"),
-    (["a.png", "empty/../a.png"], "a.png: is there 2 times"),
+    (["outputs/cutouts/a.png"], "a.png: would be replaced by a result; name another --out"),
+    (["outputs/cutouts"], "outputs/cutouts: there is no picture"),
+    (["a.png", "--test-root", "empty"], "a.png, --test-root: both say what to work on"),
+    ([""], "PICTURE: is empty; name a file or folder"),
+    (["a.png", "--out", " "], "--out: is empty"),
+    (["https://example.org/a.png"], "https://example.org/a.png: is an address"),
+    (["a.png", "--checkpoint", "empty"], "--checkpoint empty: is a folder; name a file"),
     (["a.png", "--mode", "train"], "a.png, --mode train"),
     (["a.png", "--out", "a.png/out"], "a.png"),
     (["--save", "mattes"], "mattes: takes masks, cutouts or masks,cutouts")])
 def test_bad_pictures_are_one_sentence(kernel, tmp_path, monkeypatch, capsys, arguments, says):
     (tmp_path / "empty").mkdir()
     draw(tmp_path / "a.png", np.zeros((9, 9, 3), np.uint8))
+    draw(tmp_path / "outputs" / "cutouts" / "a.png", np.zeros((9, 9, 4), np.uint8))
     monkeypatch.chdir(tmp_path)
     try:
         status = kernel.main([*arguments, "--workers", "0"])

@@ -33,6 +33,18 @@ def test_images_from_the_worst_to_the_best_are_shown(kernel, tmp_path, count, sh
     assert kernel.shown_pairs(predictor, None, [], count, stop) == []
 
 
+@pytest.mark.parametrize("is_complete, named", [(True, 30), (False, 20)])
+def test_every_problem_is_named_somewhere(kernel, tmp_path, capsys, is_complete, named):
+    """In the log, where problems.csv does not list them."""
+    problems = [(str(number), "torn") for number in range(30)]
+    (tmp_path / "masks" / "a.png").mkdir(parents=True)
+    kernel.summarise("", [], 1, problems, [], tmp_path, is_complete)
+    said = capsys.readouterr().out
+    assert said.count("PROBLEM with") == named and "Problems: 30" in said
+    assert ("problems.csv" in said) == ("submission" in said) == (not is_complete)
+    assert "pictures into" not in said
+
+
 def test_pictures_never_cost_the_run(kernel, tmp_path, capsys):
     """A submission that is not there."""
     kernel.write_report(tmp_path, 3, [], [], [], [("a", "torn")])

@@ -33,6 +33,13 @@ def test_a_log_is_printed_on_any_console(encoding):
         assert "йогурт".encode(encoding) in done.stdout
 
 
+def test_a_run_without_a_console_works():
+    """`2>&- >&-`, and Windows' pythonw"""
+    done = subprocess.run(["sh", "-c", '"$0" -c "$1" 2>&- >&-', sys.executable, SAY.replace(
+        "raise UserError", "sys.exit(7) or UserError")], cwd=ROOT)
+    assert done.returncode == 7
+
+
 def test_only_what_no_file_can_hold_is_replaced(capsys):
     assert printable(NAME) == r"\xea\xee\xf2.png"
     assert printable("йогурт 🐈 \\xea") == "йогурт 🐈 \\xea"

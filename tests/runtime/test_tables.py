@@ -61,6 +61,14 @@ def test_a_table_that_cannot_be_read_is_refused(tmp_path, content, says):
         read_table(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize("rows", ['"b,c.png\nd.png,e.png\n', 'd.png,"e.png', '"b.png\n\n\n'])
+def test_a_quote_that_is_not_closed_is_named_with_what_follows(tmp_path, rows):
+    """It would swallow the rest of the table."""
+    (tmp_path / "t.csv").write_text("image,alpha\na.png,b.png\n" + rows)
+    with pytest.raises(UserError, match="t.csv: a quote before '[be].*' is never closed"):
+        read_table(tmp_path / "t.csv")
+
+
 def test_a_name_in_another_encoding_is_written(tmp_path):
     write_table(tmp_path / "t.csv", [("\udcea.png", "no image", 1)], ["name", "reason", "count"])
     assert (tmp_path / "t.csv").read_text() == "name,reason,count\n\\xea.png,no image,1\n"

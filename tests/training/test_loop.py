@@ -49,7 +49,7 @@ def test_it_learns_and_keeps_the_best(kernel, small_data, tmp_path, capsys):
         assert torch.equal(value, best["model_state"][key])
     log = capsys.readouterr().out
     assert "Epoch 1: train_mse=" in log and "saved the best model" in log
-    assert "Check after training: d0 [2, 1, 64, 64]" in log and "finite True" in log
+    assert "Check after training: alpha [2, 1, 64, 64]" in log and "finite True" in log
 
 
 def test_the_reported_validation_mse_is_the_best_models(kernel, small_data, tmp_path):
@@ -351,7 +351,16 @@ def test_a_training_that_only_harms_ends_with_the_weights_it_started_from(
         assert torch.equal(value, before[key]), key
     log = capsys.readouterr().out
     assert "Validation MSE before the first step: 0.100000" in log and "saved the best" not in log
+    assert "WARNING" not in log
     assert "No epoch was better than the weights that the training started from" in log
+
+
+def test_inverted_masks_are_warned_of(kernel, small_data, tmp_path, monkeypatch, capsys):
+    """By the error of the weights that the training starts from."""
+    set_module(kernel, monkeypatch, "evaluate", lambda models, *rest: {"": (0.5, 0.8)})
+    train(kernel, small_data, tmp_path, kernel.U2NETP(), epochs=1, checkpoint="given.pth", ema=0)
+    assert "worse than a guess of a half everywhere: are the masks inverted?" in (
+        capsys.readouterr().out)
 
 
 def test_an_unreadable_pair_is_skipped_counted_and_listed(kernel, tmp_path, capsys):
