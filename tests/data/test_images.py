@@ -197,7 +197,7 @@ def tiff(path, planes, white=1):
     offsets = [200 + size * number for number in range(count)]
     entries = [(256, 4, [width]), (257, 4, [height]), (258, 3, [16] * count), (259, 3, [1]),
                (262, 3, [2 if count == 3 else white]), (273, 4, offsets), (277, 3, [count]),
-               (278, 4, [height]), (279, 4, [size] * count), (284, 3, [2])]
+               (278, 4, [height]), (279, 4, [size] * count), (284, 3, [2 if count > 1 else 1])]
     head, tail = struct.pack("<2sHIH", b"II", 42, 8, len(entries)), b""
     for tag, kind, values in entries:
         packed = struct.pack(f"<{len(values)}{'H' if kind == 3 else 'I'}", *values)
