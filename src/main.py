@@ -1,7 +1,6 @@
 """MAGICK alpha: train U2-NetP, predict the alpha channel of single-subject images."""
 
 import os
-import signal
 import sys
 import time
 import traceback
@@ -12,12 +11,12 @@ from math import prod
 from src.config import PICTURES, Settings, default_text, flag_name, parse_settings
 from src.runtime.console import UserError, accept_any_letter, log
 from src.runtime.distributed import (
-    NO_GROUP_STATUS, NoGroup, end_process, first_to_end, is_guarded, is_launched, noted_reason,
-    relaunch, status_from_another,
+    FAILURE_VARIABLE, NO_GROUP_STATUS, NoGroup, end_process, first_to_end, is_guarded, is_launched,
+    noted_reason, relaunch, run_after, status_from_another, was_asked_to_end,
 )
 from src.runtime.hardware import take_machine
 from src.runtime.processes import rank, world_size
-from src.runtime.stopping import Interrupted, StopWatch
+from src.runtime.stopping import STARTED, Interrupted, StopWatch
 from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT, discover
 from src.inputs.listing import list_pictures, list_tests
 from src.inputs.places import (
@@ -28,7 +27,7 @@ from src.data.splits import find_splits
 from src.network.checkpoint import build_network, read_checkpoint, write_checkpoint
 from src.network.u2net import U2NETP
 from src.training.loop import train
-from src.training.state import unfinished
+from src.training.state import take_over, unfinished
 from src.prediction.choice import choose, with_others
 from src.prediction.predictor import make_predictor
 from src.prediction.recipe import Recipe, read_recipe, stored_form
@@ -36,7 +35,7 @@ from src.results.report import score, shown_pairs, summarise, write_report
 from src.results.submission import commonest_size, predict_tests
 
 KAGGLE_HOURS = 11.5  # Kaggle ends a session after 12
-FINE = (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)  # statuses of runs that did as asked
+BAD_INPUT = 2  # exit status
 UNREADABLE_STATUS = 3  # exit status when an image had a problem, except on Kaggle
 
 
@@ -77,7 +76,7 @@ def run(settings, failure=""):
     csv_path = None if settings.pictures else inputs.out / "submission.csv"
     problems, notes = predict_tests(
         predictor, tests, kinds, inputs.out, csv_path, stop, strict=is_guarded())
-    problems += [("the run", failure)] if failure else []
+    problems = [("the run", failure)] * bool(failure) + problems
     # From here on rank 0 works alone, however long it takes: nothing waits for the others any more.
     if rank() == 0:
         rate = len(tests) / (time.monotonic() - began)
@@ -123,22 +122,41 @@ def find(settings):
 
 
 def find_after(settings, failure):
-    """As `find`, for a prediction after a run that has failed: with the best weights that it has
-    trained, else those it started from, and without its tables, which may be the reason."""
+    """As `find`, for a prediction after a run that has failed, with the best weights that there are
+    and without the tables, which may be the reason.
+
+    What was attached to be continued is kept for the next session.
+    """
     log("=" * 72)
     log(f"THE RUN HAS FAILED: {failure}")
     log("What follows is a prediction with the best weights that there are.")
     log("=" * 72)
-    best, checkpoint = (settings.out or KAGGLE_WORKING) / BEST_CHECKPOINT, settings.checkpoint
-    if best.is_file():
-        # Those before the first step lack the recipe of the weights that they are a copy of.
-        trained = bool(read_checkpoint(best).recipe)
-        checkpoint = (best,) if trained else (
-            checkpoint or tuple(discover(KAGGLE_INPUT)["checkpoint"][:1]))
-    inputs = find_inputs(replace(settings, checkpoint=checkpoint, train_csv=None, val_csv=None))
-    inputs = replace(inputs, train_csv=None, val_csv=None)
+    inputs = find_inputs(replace(settings, checkpoint=None, train_csv=None, val_csv=None))
+    attached = settings.checkpoint or discover(KAGGLE_INPUT)["checkpoint"]
+    for part in inputs.out.glob("*.part"):
+        part.unlink()
+    if inputs.unfinished and not (inputs.out / LAST_CHECKPOINT).is_file():
+        take_over(inputs.unfinished, inputs.out)
+    checkpoint = first_trained(
+        [inputs.out / BEST_CHECKPOINT, *attached, inputs.out / LAST_CHECKPOINT])
+    inputs = replace(inputs, checkpoint=checkpoint and checkpoint.path, train_csv=None,
+                     val_csv=None)
     check_complete(inputs, training=False)
-    return inputs, read_checkpoint(inputs.checkpoint), False
+    return inputs, checkpoint, False
+
+
+def first_trained(paths):
+    """The first `Checkpoint` with a recipe, else the first of those that can be read, or None.
+
+    u2netp_best.pth has none before the first step, when it is a copy of others, which may have one.
+    """
+    readable = []
+    for path in paths:
+        try:
+            readable.append(read_checkpoint(path))
+        except (UserError, OSError) as error:
+            log(f"Left out: {error}")
+    return next((each for each in readable if each.recipe), readable[0] if readable else None)
 
 
 def describe(inputs, settings, training, test_count):
@@ -178,22 +196,53 @@ def seconds_after_training(val_count, test_count, megapixels, val_seconds):
 
 def main(argv=None):
     """Run from the command line; returns the exit status: 2 for bad input, 3 when images had
-    problems, 128 + the signal's number after a signal.
-
-    On Kaggle, which throws away the results of a run that ends with another status than 0, a run
-    that fails is followed by a prediction with the best weights there are.
-    """
+    problems, 128 + the signal's number after a signal."""
     accept_any_letter()
     settings, on_kaggle = parse_settings(argv), KAGGLE_INPUT.is_dir()
     if on_kaggle:
         # Some drivers hang when cards talk to each other directly; by way of the host's memory it
         # costs nothing for gradients of 4 MB.
         os.environ.setdefault("NCCL_P2P_DISABLE", "1")
-    guarded = on_kaggle and not settings.pictures and not is_launched()
-    status = attempt(settings, guarded)
-    if guarded and status not in FINE:
-        return attempt(settings, False, noted_reason(status))
+    failure = os.environ.get(FAILURE_VARIABLE, "")
+    if failure:  # what may have been its reason is left out
+        settings = replace(settings, mode="predict", device="cpu", amp="auto", ensemble=False,
+                           backgrounds=None)
+    guarded = on_kaggle and not (settings.pictures or failure or is_launched())
+    status = attempt(settings, guarded, failure)
+    return end_well(settings, status) if guarded and status else status
+
+
+def end_well(settings, status):
+    """The exit status after a run on Kaggle has ended with another than 0, for which Kaggle throws
+    all results away.
+
+    Unless the input was bad it is tried once more, from its last save. Then comes a prediction on
+    the CPU with the best weights there are. 0 if there is a submission or a trained checkpoint.
+    """
+    submission, best = ((settings.out or KAGGLE_WORKING) / name for name in
+                        ("submission.csv", BEST_CHECKPOINT))
+    hours_left = (settings.time_limit or KAGGLE_HOURS) - (time.time() - STARTED) / 3600
+    reason = noted_reason(status)
+    if status != BAD_INPUT and hours_left > 1 and not (
+            is_new(submission) or was_asked_to_end()):
+        log(f"WARNING: {reason}; the run starts again")
+        status = attempt(settings, True)
+        reason = noted_reason(status)
+    if not status or was_asked_to_end():
+        return status
+    if is_new(submission):
+        log(f"The submission is complete; what came after it has failed: {reason}")
+        return 0
+    status = run_after(reason)
+    if status and (is_new(submission) or is_new(best)):
+        log("The prediction has failed too; see above. Status 0, so that Kaggle keeps the files.")
+        return 0
     return status
+
+
+def is_new(path):
+    """Whether this run has written the file"""
+    return path.is_file() and path.stat().st_mtime >= STARTED
 
 
 def attempt(settings, guarded, failure=""):
@@ -222,13 +271,15 @@ def report_end(error, guarded):
             "goes on from here." if saved else "begins anew.")
     elif isinstance(error, UserError):
         # A DataLoader worker's error arrives with the worker's traceback before its sentence.
-        status, sentence = 2, "error: " + str(error).strip().rsplit("UserError: ", 1)[-1]
+        status, sentence = BAD_INPUT, "error: " + str(error).strip().rsplit("UserError: ", 1)[-1]
     elif isinstance(error, OSError) and error.strerror:  # the system's own words name the file
-        status, sentence = 2, f"error: {error.filename or 'writing results'}: {error.strerror}"
+        status = BAD_INPUT
+        sentence = f"error: {error.filename or 'writing results'}: {error.strerror}"
     else:
         status = status_from_another(error)
         if status is None:
-            first_to_end(1, f"{type(error).__name__}: {error}")
+            last = (str(error).strip().splitlines() or [""])[-1]  # behind a loader's traceback
+            first_to_end(1, f"{type(error).__name__}: {last}")
             if not guarded and world_size() == 1:
                 raise error
             traceback.print_exception(error)  # the interpreter's own end may abort; see end_process

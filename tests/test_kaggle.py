@@ -383,8 +383,11 @@ def damaged(root):
 
 STEP = "def train_step(run, batch):\n"
 SECOND_RANK = "os.environ.get('RANK') == '1'"
-KILLED = (STEP, STEP + f"    run.epoch == 3 and {SECOND_RANK} and os.kill(os.getpid(), 9)\n")
-MISTAKE = (STEP, STEP + "    run.epoch == 2 and 1 / 0\n")
+KILLED = (STEP, STEP + f"    run.epoch == 2 and {SECOND_RANK} and os.kill(os.getpid(), 9)\n")
+KILLED_ONCE = (STEP, STEP + """    if run.epoch == 2 and not Path('killed').exists():
+        Path('killed').touch()
+        os.kill(os.getpid(), 15)
+""")
 LOST = (STEP, STEP + f"    if run.epoch == 2 and {SECOND_RANK}:\n"
         "        raise RuntimeError('NCCL error: unhandled cuda error')\n")
 KILLED_LATE = ("def write_rows(csv_path, rows, count):\n",
@@ -398,12 +401,11 @@ TWO = {"gpus": "2", "device": "cpu"}
     (damaged, ("", ""), {"epoch_samples": "8", "epochs": "6"}, TRAINED,
      "training pairs cannot be read"),
     (None, ("", ""), {"lr": "1e30", "epochs": "4"}, ATTACHED, "not finite"),
-    (None, MISTAKE, {"epochs": "2"}, TRAINED, "ZeroDivisionError: division by zero"),
-    (None, KILLED, {"epochs": "4", **TWO}, TRAINED,
+    (None, KILLED, {"epochs": "3", **TWO}, TRAINED,
      "SIGKILL, as the system does when memory runs out"),
     (None, LOST, {"epochs": "2", **TWO}, TRAINED, "NCCL error: unhandled cuda error"),
     (None, KILLED_LATE, {"mode": "predict", **TWO}, ATTACHED, "SIGKILL")],
-    ids=["damaged files", "diverging", "a mistake", "killed", "cards apart", "predicting"])
+    ids=["damaged files", "diverging", "killed", "cards apart", "predicting"])
 def test_a_run_that_fails_is_followed_by_a_prediction(
         tmp_path, namespaces, spoil, change, settings, weights, reason):
     """With the best weights of this run, or those that it started from; status 0."""
@@ -415,11 +417,69 @@ def test_a_run_that_fails_is_followed_by_a_prediction(
     done = kaggle_run(root, out, loopback, change, **{"mode": "train", **settings})
     assert done.returncode == 0, done.stdout + done.stderr
     assert "THE RUN HAS FAILED" in done.stdout and "Epoch 1:" in done.stdout or spoil is None
+    assert done.stdout.count("the run starts again") == (reason != "not finite" and not spoil)
+    assert "--mode predict --device cpu" in done.stdout.split("THE RUN HAS FAILED")[1]
     table = pd.read_csv(out / "problems.csv")
     assert list(table.filename) == ["the run"] and reason in table.reason[0]
     assert f"  checkpoint: /kaggle/{weights}" in done.stdout.split("THE RUN HAS FAILED")[1]
     masks = pd.read_csv(out / "submission.csv", dtype=str)
     assert list(masks.filename) == ["2", "1"]
+
+
+def test_a_run_that_is_killed_once_goes_on(tmp_path, namespaces):
+    """From its last save, in two processes; also after a SIGTERM that the run itself had not."""
+    root, out = kaggle_input(tmp_path / "input", pairs=True), tmp_path / "working"
+    done = kaggle_run(root, out, f"{shlex.quote(sys.executable)} -c '{LOOPBACK_UP}'", KILLED_ONCE,
+                      epochs="2", **TWO)
+    check_run(done, out, "the run starts again")
+    assert "Continuing /kaggle/working/last.pth: epoch 2" in done.stdout
+    assert "THE RUN HAS FAILED" not in done.stdout and not (out / "problems.csv").exists()
+
+
+STARTS = "def run(settings, failure=\"\"):\n"
+
+
+@pytest.mark.parametrize("change, settings, status, says", [
+    (("def summarise(", "def summarise(*_, **__):\n    os._exit(255)\ndef _summarise("), {}, 0,
+     "what came after it has failed: a process ended with status 255"),
+    ((STARTS, STARTS + "    failure and os.kill(os.getpid(), 11)\n"), {"amp": "fp16"}, 139, ""),
+    ((KILLED_LATE[0], KILLED_LATE[0] + "    1 / 0\n"), {}, 0, "The prediction has failed too")],
+    ids=["after the submission", "before any weights", "after some weights"])
+def test_whatever_ends_a_run_it_keeps_what_it_has(
+        tmp_path, namespaces, change, settings, status, says):
+    """Status 0 for a complete submission, or for trained weights."""
+    root, out = kaggle_input(tmp_path / "input", pairs=True), tmp_path / "working"
+    done = kaggle_run(root, out, "true", change, **settings)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert says in done.stdout
+    assert (out / "submission.csv").is_file() == ("what came after" in says)
+    assert (out / "u2netp_best.pth").is_file() == (not status)
+
+
+def test_what_made_a_run_fail_does_not_fail_the_prediction(tmp_path, namespaces):
+    """Settings that cannot work, and weights of which the first in line are torn."""
+    root = kaggle_input(tmp_path / "input", pairs=True, weights="u2netp_alpha.pth")
+    (root / "datasets/me/weights/u2netp_best.pth").write_bytes(b"torn")
+    out = tmp_path / "working"
+    done = kaggle_run(root, out, backgrounds="/kaggle/input/nowhere", cache="/kaggle/input/cache",
+                      amp="fp16", mode="train")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(pd.read_csv(out / "submission.csv", dtype=str).filename) == ["2", "1"]
+    assert "Left out: " in done.stdout and "starts again" not in done.stdout
+
+
+def test_a_continued_training_that_fails_is_kept_for_the_next_session(tmp_path, namespaces):
+    root = kaggle_input(tmp_path / "input", weights="u2netp_alpha.pth")
+    attached = root / "notebooks" / "me" / "magick-alpha"
+    attached.mkdir(parents=True)
+    shutil.move(root / "datasets/me/weights/u2netp_alpha.pth", attached / "u2netp_best.pth")
+    shutil.copy(attached / "u2netp_best.pth", attached / "last.pth")
+    done = kaggle_run(root, tmp_path / "second", change=(
+        STARTS, STARTS + "    failure or 1 / 0\n"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("last.pth", "u2netp_best.pth"):
+        assert (tmp_path / "second" / name).read_bytes() == (attached / name).read_bytes()
+    assert "  checkpoint: /kaggle/working/u2netp_best.pth" in done.stdout
 
 
 def test_an_error_that_one_picture_causes_costs_that_picture(tmp_path, namespaces):
@@ -433,8 +493,8 @@ def test_an_error_that_one_picture_causes_costs_that_picture(tmp_path, namespace
     assert done.returncode == 0, done.stdout + done.stderr
     assert "THE RUN HAS FAILED: ValueError: odd" in done.stdout
     table = pd.read_csv(out / "problems.csv")
-    assert list(table.filename) == ["1", "the run"]
-    assert table.reason[0] == "cannot be predicted (ValueError: odd)"
+    assert list(table.filename) == ["the run", "1"]
+    assert table.reason[1] == "cannot be predicted (ValueError: odd)"
     assert list(pd.read_csv(out / "submission.csv", dtype=str).filename) == ["2", "1"]
 
 

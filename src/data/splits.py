@@ -27,7 +27,8 @@ def find_splits(inputs, settings, training):
     """
     photographs = tuple(list_backdrops(inputs.backgrounds)) if (
         inputs.backgrounds and (training or inputs.val_csv)) else ()
-    cache = open_cache(settings.cache, inputs.kaggle_input is not None)
+    cache = open_cache(settings.cache, inputs.kaggle_input is not None) if (
+        training or inputs.val_csv) else None
     roots = mounted_folders(inputs.kaggle_input) if inputs.kaggle_input else ()
     splits = Splits(*(csv and read_pairs(csv, settings.limit, photographs, cache, roots)
                       for csv in (inputs.train_csv if training else None, inputs.val_csv)))

@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tempfile
 from datetime import timedelta
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from threading import Thread
@@ -31,10 +30,13 @@ from src.runtime.stopping import STARTED, STARTED_VARIABLE
 
 TIMEOUT = timedelta(minutes=10)  # a process that answers no sooner is presumed dead
 TRIAL_SECONDS = 90  # for the first all-reduce of the gradients' group
+NO_ANSWER = f"no answer within {TRIAL_SECONDS} s"
 GRADIENTS = 1_200_000  # of U2-NetP: NCCL may send so many in another way than a few
 REASON_VARIABLE = "MAGICK_ALPHA_REASON"  # a folder in which a process notes why it failed
+FAILURE_VARIABLE = "MAGICK_ALPHA_FAILURE"  # why the run before this one failed
 NO_GROUP_STATUS = 75  # exit status of a process that cannot join the others
 _store = None  # in which the processes note how they ended
+_asked = []  # signals that this process had while others did the work
 
 
 class NoGroup(Exception):
@@ -67,28 +69,38 @@ def relaunch(gpus, device, guarded=False):
     os.environ.setdefault(STARTED_VARIABLE, str(STARTED))
     # Each process gets its share of the cores; torchrun would give it a single one.
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // wanted)))
-    started_as = sys.modules["__main__"].__spec__
-    program = ["-m", started_as.name] if started_as else [sys.argv[0]]
-    alone = partial(child_status, [sys.executable, *program, *sys.argv[1:]])
     if wanted < 2:
-        return alone()
+        return child_status(os.environ)
     try:
         # Without an address torchrun asks for this machine's full name, which an offline one waits
         # for.
         torchrun.main(["--standalone", "--local-addr=127.0.0.1", f"--nproc-per-node={wanted}",
-                       *program, *sys.argv[1:]])
+                       *own_command()])
     except ChildFailedError as error:
         status = first_exit(error.failures.values())
         if status != NO_GROUP_STATUS:
             return status
     except SignalException as error:  # which the processes have had too, and saved
+        _asked.append(error.sigval)
         return 128 + error.sigval
     except (RendezvousError, RuntimeError, OSError) as error:
         log(f"WARNING: torchrun does not work here ({first_line(error)})")
     else:
         return 0
     log("WARNING: going on with one process" + (" and one card" if cards else ""))
-    return alone() if guarded else None
+    return child_status(os.environ) if guarded else None
+
+
+def run_after(failure):
+    """The exit status of the same command in a process that is told why the run before failed"""
+    environment = {**os.environ, FAILURE_VARIABLE: failure[:1000].replace("\0", "")}
+    environment.pop("OMP_NUM_THREADS", None)  # of several processes
+    return child_status(environment)
+
+
+def own_command():
+    started_as = sys.modules["__main__"].__spec__
+    return [*(["-m", started_as.name] if started_as else [sys.argv[0]]), *sys.argv[1:]]
 
 
 def is_launched():
@@ -101,11 +113,23 @@ def is_guarded():
     return REASON_VARIABLE in os.environ
 
 
-def child_status(command):
-    """The exit status of a command that is run to its end; SIGTERM is passed on to it."""
-    child = subprocess.Popen(command)
-    signal.signal(signal.SIGTERM, lambda number, frame: child.send_signal(number))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the child has had too
+def was_asked_to_end():
+    """Whether a signal came while other processes did the work"""
+    return bool(_asked)
+
+
+def child_status(environment):
+    """The exit status of this command, run to its end in another process; SIGTERM is passed on to
+    it."""
+    child = subprocess.Popen([sys.executable, *own_command()], env=environment)
+
+    def note(number, frame):
+        _asked.append(number)
+        if number == signal.SIGTERM:  # SIGINT the child has had too
+            child.send_signal(number)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
     return exit_status(child.wait())
 
 
@@ -167,7 +191,7 @@ def noted_reason(status):
     time for any. What follows is no longer guarded."""
     path = Path(os.environ.pop(REASON_VARIABLE, ""), "reason")
     words = path.read_text("utf-8") if path.is_file() else ""
-    if status <= 128:
+    if status - 128 not in set(signal.Signals):
         return words or f"a process ended with status {status}"
     by_system = ", as the system does when memory runs out" * (status == 128 + signal.SIGKILL)
     return (f"a process was ended by {signal.Signals(status - 128).name}{by_system}"
@@ -191,7 +215,8 @@ def status_from_another(error):
     sentence = (f"process {rank()}: another process of this run was killed or cannot be reached "
                 f"({first_line(error)})")
     first_to_end(1, sentence)
-    print(f"error: {sentence}; the same command goes on from the last save", file=sys.stderr)
+    way_on = "" if is_guarded() else "; the same command goes on from the last save"
+    print(f"error: {sentence}{way_on}", file=sys.stderr)
     return 1
 
 
@@ -211,8 +236,8 @@ def data_parallel(model, device):
         return model
     group, problem = tried_group(device)
     problems = [each for each in all_gather([problem]) if each]
-    if problems:
-        raise NoGroup(problems[0])
+    if problems:  # the others may have waited in vain
+        raise NoGroup(min(problems, key=lambda each: each == NO_ANSWER))
     # Batch norms see their own card's crops only: synchronising 112 of them in every step costs
     # more than it gives at these batch sizes. Their statistics meet where an epoch ends.
     new = "forward_sync_buffers" in signature(DistributedDataParallel).parameters  # torch 2.13
@@ -244,7 +269,7 @@ def tried_group(device):
     thread = Thread(target=attempt, daemon=True)
     thread.start()
     thread.join(TRIAL_SECONDS)
-    return result[0] if result else (None, f"no answer within {TRIAL_SECONDS} s")
+    return result[0] if result else (None, NO_ANSWER)
 
 
 # ---------------------------------------------------------------- all else: gloo

@@ -250,7 +250,7 @@ def unfinished(inputs):
 def resume(run, path, out, configuration):
     """Continue what the last.pth at `path` holds, if there is one; returns whether there is.
 
-    The best weights so far are copied from beside it. One that differs from this run raises
+    It is copied to `out`, as are the best weights beside it. One that differs from this run raises
     UserError, naming the settings; if it is attached, it is left alone with a warning.
     """
     if path is None:
@@ -266,17 +266,28 @@ def resume(run, path, out, configuration):
     if differing:
         return begin_anew(path, out, f"{path}: is of another run ({'; '.join(differing)})",
                           "; take the same settings, remove the file, or name another --out")
+    missing = [name for name in (*run.PARTS, *run.VALUES, "processes")
+               if name not in content.get("training", {})]
+    if missing:
+        return begin_anew(path, out, f"{path}: is of another version of this script, without "
+                          f"{', '.join(missing)}", "; remove the file, or name another --out")
     run.model.load_state_dict(content["model_state"])
     run.load_state_dict(content["training"])
-    best = path.with_name(BEST_CHECKPOINT)
-    if path.parent != out and best.is_file() and rank() == 0:
-        with replacing(out / BEST_CHECKPOINT) as part:
-            shutil.copyfile(best, part)
+    if rank() == 0:
+        take_over(path, out)
     barrier()
     if not (out / BEST_CHECKPOINT).is_file():
         run.best = math.inf
     log(f"Continuing {path}: epoch {run.epoch}, {run.batch} batches done")
     return True
+
+
+def take_over(path, out):
+    """Copy an attached last.pth, and the best weights beside it, to where this run has its own."""
+    for source in (path.with_name(BEST_CHECKPOINT), path):
+        if path.parent != out and source.is_file():
+            with replacing(out / source.name) as part:
+                shutil.copyfile(source, part)
 
 
 def begin_anew(path, out, sentence, way_out=""):

@@ -39,7 +39,7 @@ import dataclasses, sys, torch
 from pathlib import Path
 from src.config import Settings
 from src.runtime.distributed import (
-    all_reduce, any_rank, average_tensors, join_group)
+    all_reduce, any_rank, average_tensors, end_process, join_group)
 from src.runtime.hardware import Machine, prepare_machine
 from src.runtime.processes import rank, world_size
 from src.data.augment import JointAugment
@@ -77,7 +77,7 @@ if world_size() == 2:
         assert tensors[0].tolist() == [0.5] * 3 and tensors[1].item() == 7 + rank()
     assert all_reduce(torch.ones(2).numpy() * (1 + rank())).tolist() == [3, 3]
     assert any_rank(rank() == 1, False) == [True, False]
-torch.distributed.destroy_process_group() if world_size() > 1 else None
+end_process(0)
 """
 
 
