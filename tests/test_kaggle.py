@@ -383,7 +383,6 @@ def damaged(root):
 
 STEP = "def train_step(run, batch):\n"
 SECOND_RANK = "os.environ.get('RANK') == '1'"
-KILLED = (STEP, STEP + f"    run.epoch == 2 and {SECOND_RANK} and os.kill(os.getpid(), 9)\n")
 KILLED_ONCE = (STEP, STEP + """    if run.epoch == 2 and not Path('killed').exists():
         Path('killed').touch()
         os.kill(os.getpid(), 15)
@@ -401,11 +400,10 @@ TWO = {"gpus": "2", "device": "cpu"}
     (damaged, ("", ""), {"epoch_samples": "8", "epochs": "6"}, TRAINED,
      "training pairs cannot be read"),
     (None, ("", ""), {"lr": "1e30", "epochs": "4"}, ATTACHED, "not finite"),
-    (None, KILLED, {"epochs": "3", **TWO}, TRAINED,
-     "SIGKILL, as the system does when memory runs out"),
     (None, LOST, {"epochs": "2", **TWO}, TRAINED, "NCCL error: unhandled cuda error"),
-    (None, KILLED_LATE, {"mode": "predict", **TWO}, ATTACHED, "SIGKILL")],
-    ids=["damaged files", "diverging", "killed", "cards apart", "predicting"])
+    (None, KILLED_LATE, {"mode": "predict", **TWO}, ATTACHED,
+     "SIGKILL, as the system does when memory runs out")],
+    ids=["damaged files", "diverging", "cards apart", "predicting"])
 def test_a_run_that_fails_is_followed_by_a_prediction(
         tmp_path, namespaces, spoil, change, settings, weights, reason):
     """With the best weights of this run, or those that it started from; status 0."""
