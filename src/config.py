@@ -19,6 +19,7 @@ from pathlib import Path
 ARGUMENTS = []
 
 HELP_WIDTH = 100  # columns
+LARGEST_SIZE = 2048  # pixels, side of what a network sees
 PICTURES = ("masks", "cutouts")  # kinds of pictures, and the folders of the results that hold them
 
 
@@ -177,6 +178,10 @@ def check_settings(settings):
         value, minimum = getattr(settings, item.name), item.metadata["minimum"]
         if None not in (value, minimum) and not minimum <= value < math.inf:
             raise ValueError(f"{flag_name(item.name)} {value}: must be at least {minimum}")
+    for name in ("train_size", "predict_size"):
+        if (getattr(settings, name) or 0) > LARGEST_SIZE:
+            raise ValueError(f"{flag_name(name)} {getattr(settings, name)}: must be at most "
+                             f"{LARGEST_SIZE}")
     low, high = settings.crop_scale
     if not 0 < low <= high <= 1:
         raise ValueError(f"--crop-scale {low},{high}: needs 0 < LOW <= HIGH <= 1")

@@ -20,7 +20,7 @@ from src.runtime.stopping import STARTED, Interrupted, StopWatch
 from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT, discover
 from src.inputs.listing import list_pictures, list_tests
 from src.inputs.places import (
-    KAGGLE_INPUT, KAGGLE_WORKING, check_complete, find_inputs, is_empty,
+    KAGGLE_INPUT, KAGGLE_WORKING, check_complete, check_tables, find_inputs, is_empty,
 )
 from src.data.demo import demo_places, show_demo
 from src.data.splits import find_splits
@@ -116,6 +116,8 @@ def find(settings):
     if demo:
         inputs = replace(inputs, **demo_places(inputs.out / "demo"))
     check_complete(inputs, training)
+    if not settings.pictures:
+        check_tables(inputs)
     if demo:
         show_demo(inputs, settings.seed)
     return inputs, checkpoint, training

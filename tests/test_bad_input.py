@@ -52,7 +52,7 @@ def data(tmp_path, monkeypatch):
     for name in ("1", "2", "10"):
         draw(made.test / f"{name}.png", np.full((20, 30, 3), 99, np.uint8))
     made.out.mkdir()
-    (made.out / "submission.csv").write_text("older")
+    (made.out / "submission.csv").write_text(OLDER)
     monkeypatch.chdir(tmp_path)
     return made
 
@@ -75,8 +75,11 @@ def masks_of(data):
             for name, text in zip(table.filename, table.image_utf)}
 
 
+OLDER = "filename,image_utf\nolder,\n"
+
+
 def untouched(data):
-    return (data.out / "submission.csv").read_text() == "older"
+    return (data.out / "submission.csv").read_text() == OLDER
 
 
 # ---------------------------------------------------------------- prediction

@@ -35,6 +35,7 @@ def test_values_arrive_with_their_types(kernel):
     (["--qqqq"], "unknown argument --qqqq"),
     (["--crop-scale", "0.9,0.2"], "--crop-scale 0.9,0.2"), (["--crop-scale", "1"], "--crop-scale"),
     (["--workers", "-1"], "--workers -1"),
+    (["--predict-size", "5000"], "--predict-size 5000: must be at most 2048"),
 ])
 def test_impossible_settings_are_refused_in_one_sentence(kernel, capsys, arguments, named):
     with pytest.raises(SystemExit) as stop:

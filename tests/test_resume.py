@@ -75,11 +75,11 @@ def test_stopped_twice_it_ends_in_the_same_bits(
     assert load_bundle().main([*map(str, arguments), "--lr", "1", "--limit", "4"]) == 2
     last = capfd.readouterr().err.strip().splitlines()[-1]
     assert "lr was 0.001 and is 1.0" in last
-    assert "training rows was" in last and "epochs" not in last
+    assert "the training rows are others" in last and "epochs" not in last
     # Validation errors before other backdrops cannot be compared.
     draw(tmp_path / "photographs" / "sky.png", np.zeros((99, 99, 3), np.uint8))
     assert load_bundle().main([*map(str, arguments), "--backgrounds", "photographs"]) == 2
-    assert "backgrounds was " in capfd.readouterr().err
+    assert "the backgrounds are others" in capfd.readouterr().err
 
     process = Started(SCRIPT, *arguments, cwd=tmp_path)
     wait_for_batch(process, tmp_path / "out", steps.randint(6, 10))

@@ -188,8 +188,8 @@ def lowest_hashes(pairs, count):
 def check_alphas(pairs):
     """Look at ALPHAS_TRIED alphas from all over the pairs before anything learns from them.
 
-    Raises UserError when each of them is empty; warns when each is full, or none is above a half.
-    Those that cannot be read are passed over.
+    Raises UserError when each of them is empty; warns when each is full, or none is above a half,
+    or when a tenth have nothing but the lowest levels. Those that cannot be read are passed over.
     """
     extrema = []
     for index in np.unique(np.linspace(0, len(pairs) - 1, ALPHAS_TRIED).astype(int)).tolist():
@@ -206,7 +206,12 @@ def check_alphas(pairs):
                         "anything; save masks with 0 for the backdrop and 255 for the subject")
     if lowest == 255:
         log(f"WARNING: {looked_at} are full, as if there were no backdrop")
-    elif highest < 128:
+    faint = [path for _, high, path in extrema if 0 < high < 32]
+    if 128 <= highest and len(faint) > len(extrema) / 10:
+        log(f"WARNING: {len(faint)} of {len(extrema)} alphas that were looked at ({faint[0]} "
+            "among them) have no level above 31 of 255, and teach next to nothing; if their levels "
+            "number objects, save masks with 255 for each")
+    if 0 < highest < 128:
         log(f"WARNING: {looked_at} have no level above {highest} of 255, so a training would learn "
             "that nothing is ever solid; save masks with 255 for the subject")
 

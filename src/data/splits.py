@@ -1,6 +1,7 @@
 """The pairs of a run: to train on, to validate with, and those that cannot be read."""
 
 from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 
@@ -77,12 +78,12 @@ def without_unreadable(pairs):
 
 
 def check_share(unreadable, count, title):
-    """Raise UserError when more than a twentieth of `count` pairs cannot be read."""
-    if len(unreadable) > MOST_UNREADABLE * count:
-        first = next(iter(unreadable.values()))
+    """Raise UserError when all, or more than one and a twentieth, of `count` pairs cannot be
+    read."""
+    if len(unreadable) == count or len(unreadable) > max(1, MOST_UNREADABLE * count):
         raise UserError(
             f"{len(unreadable)} of {count} {title} pairs cannot be read, more than "
-            f"{MOST_UNREADABLE:.0%}; the first: {first}")
+            f"{MOST_UNREADABLE:.0%}; the first: {'; '.join(islice(unreadable.values(), 3))}")
 
 
 def write_skipped(out, skipped):

@@ -16,6 +16,9 @@ BEST_CHECKPOINT = "u2netp_best.pth"  # the weights of a training's best epoch
 LAST_CHECKPOINT = "last.pth"  # all that an unfinished training needs to continue
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MOST_FOLDERS, MOST_ENTRIES = 10_000, 2_000_000  # that are looked at
+OUR_TABLES = {  # by names; a column that tells each from tables of others
+    "submission.csv": "image_utf", "validation.csv": "mse", "metrics.csv": "val_mse",
+    "problems.csv": "reason", "skipped.csv": "reason"}
 SHIPPED_CHECKPOINT = "u2netp_alpha.pth"
 TEST_FOLDER, BACKDROP_FOLDER = "orig_1024", "backdrops"
 KINDS = ("train_csv", "val_csv", "test_root", "sample_csv", "checkpoint", "unfinished",

@@ -49,7 +49,8 @@ def list_tests(folder, sample_csv=None, limit=None):
         raise UserError(f"{sample_csv}: names no image of {folder}; name the right ones with "
                         "--sample-csv and --test-root")
     taken = set(found.values())
-    report("in the sample submission but not in the folder; a blank mask stands in for each",
+    report("in the sample submission but fit no single image of the folder; a blank mask stands in "
+           "for each",
            [name for name in names if name not in found])
     report("in the folder but not in the sample submission, and are left out",
            [path.name for path in paths if path not in taken])
@@ -77,19 +78,25 @@ def list_pictures(places, out, limit=None):
 
     A name is the path below the folder; below what all places have in common, where two would be
     the same; without its last extension, where it then is the only one. In folders, pictures that
-    an earlier run has written are left out. Raises UserError when a place does not exist, when
-    there is no picture, or when a result below `out` would replace one.
+    an earlier run has written are left out. A place that does not exist has no path. Raises
+    UserError when there is no picture, or when a result below `out` would replace one.
     """
+    missing = []
     found = {}  # {absolute path: (path, the folder that its name leaves out)}
     for place in places:
         if place.is_dir():
-            for path in photos_in(place, out):
+            paths = photos_in(place, out)
+            if not paths:
+                log(f"{place}: there is no picture")
+            for path in paths:
                 found.setdefault(absolute(path), (path, place))
         elif place.is_file():
             found.setdefault(absolute(place), (place, place.parent))
         else:
-            raise UserError(f"{place}: there is no such picture or folder (working folder: "
-                            f"{Path.cwd()})")
+            missing.append(place)
+    if not found and missing:
+        raise UserError(f"{missing[0]}: there is no such picture or folder (working folder: "
+                        f"{Path.cwd()})")
     if not found:
         raise UserError(f"{places[0]}: there is no picture")
     names = picture_names(found)
@@ -97,8 +104,9 @@ def list_pictures(places, out, limit=None):
     for path, _ in found.values():
         if path.resolve() in written:
             raise UserError(f"{path}: would be replaced by a result; name another --out")
-    return [TestImage(printable(name), path)
-            for name, (path, _) in zip(names, found.values())][:limit]
+    tests = [TestImage(name, path) for name, (path, _) in zip(names, found.values())]
+    tests += [TestImage(str(place), None) for place in missing]
+    return [TestImage(printable(name), path) for name, path in tests[:limit]]
 
 
 def absolute(path):

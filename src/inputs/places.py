@@ -5,7 +5,7 @@ from pathlib import Path
 
 from src.runtime.console import UserError, log
 from src.inputs.discovery import (
-    BACKDROP_FOLDER, BEST_CHECKPOINT, SHIPPED_CHECKPOINT, discover,
+    BACKDROP_FOLDER, BEST_CHECKPOINT, OUR_TABLES, SHIPPED_CHECKPOINT, discover, read_columns,
 )
 
 KAGGLE_INPUT = Path("/kaggle/input")
@@ -75,8 +75,12 @@ def find_inputs(settings, kaggle_input=KAGGLE_INPUT):
     if settings.pictures:
         found["test_root"] = settings.pictures[0]
     earlier = out / BEST_CHECKPOINT
-    if not settings.checkpoint and earlier.is_file():
-        found["checkpoint"] = earlier  # trained here: wins over the shipped ones
+    if not settings.checkpoint and earlier.is_file() and not (
+            settings.pictures and found["checkpoint"]):
+        if found["checkpoint"]:
+            log(f"checkpoint: {earlier}, of an earlier training, is taken; there is also "
+                f"{found['checkpoint']} (to choose: --checkpoint)")
+        found["checkpoint"] = earlier
     return Inputs(**found, out=out, kaggle_input=kaggle_input if on_kaggle else None,
                   others=others)
 
@@ -115,6 +119,17 @@ def check_complete(inputs, training):
         raise UserError(missing(inputs, wanted, "--train-csv or --checkpoint"))
     if not training and inputs.checkpoint is None:
         raise UserError(missing(inputs, "checkpoint to predict with", "--checkpoint"))
+
+
+def check_tables(inputs):
+    """Raise UserError where a result would replace an input, or a table of others."""
+    tables = inputs.train_csv, inputs.val_csv, inputs.sample_csv
+    given = [path.resolve() for path in tables if path]
+    for name, column in OUR_TABLES.items():
+        path = inputs.out / name
+        if path.resolve() in given or path.is_file() and column not in read_columns(path):
+            raise UserError(f"{path}: is no result of this script, and would be replaced by one; "
+                            "name another --out")
 
 
 def missing(inputs, wanted, flag):

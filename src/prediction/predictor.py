@@ -1,6 +1,7 @@
 """From an image to its alpha: the network at the recipe's sizes, then the image's own size."""
 
 import copy
+import os
 from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
@@ -8,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -58,6 +60,8 @@ class Predictor:
 
     def alpha(self, image):
         """float32 [H,W] in [0,1] of a PIL image of any mode, or of a file."""
+        if not isinstance(image, (Image.Image, str, os.PathLike)):
+            raise TypeError(f"alpha() takes a PIL image or a path, not {type(image).__name__}")
         picture = read_picture(image)
         ((_, alpha, _),) = self.alphas([("the image", picture.rgb, None)])
         return with_own_alpha(alpha, picture)

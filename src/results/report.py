@@ -86,6 +86,6 @@ def summarise(recipe, scores, images_per_second, problems, notes, out, is_comple
     for name, reason in problems[:most]:
         log(f"  PROBLEM with {name}: {reason}")
     if problems:
-        log(f"Problems: {len(problems)}" + ("; a picture that cannot be read has no results"
-            if is_complete else f", all in {out / PROBLEMS}; an image that cannot be read has a "
-            "blank mask in the submission, and no pictures"))
+        log(f"Problems: {len(problems)}" + ("" if is_complete else
+            f", all in {out / PROBLEMS}; an image that cannot be read has a blank mask in the "
+            "submission, and no pictures"))

@@ -72,7 +72,8 @@ def predict_tests(predictor, tests, kinds, out, csv_path, stop, strict=False):
         test, value = item
         return 0 if isinstance(value, UserError) else math.prod(size(test))
 
-    out.mkdir(parents=True, exist_ok=True)
+    for folder in (out, *(out / kind for kind in kinds)):
+        folder.mkdir(parents=True, exist_ok=True)
     usual = commonest_size(tests)
     share = ((test, None) for test in progress(shard(tests), "predict", unit="image"))
     images = mapped_ahead(stage(opened), share, pixels=pixels)

@@ -82,7 +82,7 @@ def choose_device(name):
         torch.ones(1, device=device).add_(1).item()
         return device
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).split("\n")[0].rstrip(".")
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")
     if name != "auto":
         raise UserError(f"--device {name}: does not work on this machine ({reason}); try auto")
     log(f"WARNING: {wanted} cannot be used by torch {torch.__version__} ({reason}); computing on "

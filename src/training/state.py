@@ -27,6 +27,7 @@ WARM_UP = 0.03  # share of the training in which the cosine schedule's rate rise
 # Settings that decide the weights; --workers, --time-limit and the like do not.
 DECISIVE = ("seed", "epochs", "epoch_samples", "hours", "lr", "train_size", "min_train_size",
             "train_batch", "crop_scale", "predict_size", "schedule", "ema", "amp")
+DIGESTS = ("training rows", "validation rows", "backgrounds", "first weights")
 
 
 def decided(settings, machine, on_kaggle=False):
@@ -260,7 +261,8 @@ def resume(run, path, out, configuration):
     except UserError as error:
         return begin_anew(path, out, error)
     saved = content.get("configuration", {}) if isinstance(content, dict) else {}
-    differing = [f"{name} was {saved.get(name)} and is {configuration.get(name)}"
+    differing = [f"the {name} are others" if name in DIGESTS else
+                 f"{name} was {saved.get(name)} and is {configuration.get(name)}"
                  for name in {**configuration, **saved}
                  if saved.get(name) != configuration.get(name)]
     if differing:

@@ -129,6 +129,7 @@ def test_a_column_mask_without_file_names_is_none_of_alphas(kernel, small_data):
     ([0, 0, 0], "all 3 alphas .* are empty: .* 255 for the subject"),
     ([255, 255, 255], "WARNING: all 3 alphas .* are full"),
     ([3, 0, 90], "WARNING: all 3 alphas .* have no level above 90 of 255"),
+    ([2, 255, 0], "WARNING: 1 of 3 alphas .* have no level above 31 of 255"),
     ([0, 255, 0], ""), ([255, 255, 128], ""), ([130, 0, 0], ""),
 ])
 @pytest.mark.parametrize("are_cutouts", [False, True])

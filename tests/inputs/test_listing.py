@@ -58,7 +58,7 @@ def test_a_sample_submission_decides_names_and_order(kernel, small_data, capsys)
     assert tests == [("a.b", small_data.test / "a.b.png"), ("2.png", small_data.test / "2.png"),
                      ("007", None)]
     said = capsys.readouterr().out
-    assert "1 test images are in the sample submission but not in the folder" in said
+    assert "1 test images are in the sample submission but fit no single image" in said
     assert "007" in said and "left out: 10.png" in said
     assert len(kernel.list_tests(small_data.test, csv, 2)) == 2
 
@@ -210,6 +210,11 @@ def test_a_link_to_itself_is_left_out(kernel, tmp_path, capsys):
     assert "2 left out: loop, loop.jpg (a link to nowhere)" in capsys.readouterr().out
     (tmp_path / "train.csv").write_text("image_path\n")
     assert kernel.discover(tmp_path)["train_csv"] == [tmp_path / "train.csv"]
+    (tmp_path / "none").mkdir()
+    tests = kernel.list_pictures(
+        [tmp_path / name for name in ("loop.jpg", "1.jpg", "none")], tmp_path / "out")
+    assert tests == [("1", tmp_path / "1.jpg"), (str(tmp_path / "loop.jpg"), None)]
+    assert "none: there is no picture" in capsys.readouterr().out
     with pytest.raises(kernel.UserError, match="loop.jpg: there is no such picture"):
         kernel.list_pictures([tmp_path / "loop.jpg"], tmp_path)
 

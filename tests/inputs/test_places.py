@@ -75,6 +75,31 @@ def test_the_best_checkpoint_of_an_earlier_run_goes_first(kernel, empty_folder, 
     assert find(kernel, NO_KAGGLE, "--mode", mode).checkpoint == best
     attached = touch(tmp_path / "input" / "weights" / "u2netp_alpha.pth").parents[1]
     assert find(kernel, attached, "--mode", mode, "--out", "outputs").checkpoint == best
+
+
+def test_photographs_see_the_shipped_weights(kernel, empty_folder):
+    best, photo = touch(Path("outputs/u2netp_best.pth")), touch(Path("photo.jpg"))
+    shipped = ROOT / "kernel" / "weights" / "u2netp_alpha.pth"
+    assert find(kernel, NO_KAGGLE, photo).checkpoint == shipped
+    assert find(kernel, NO_KAGGLE, photo, "--checkpoint", best).checkpoint == best
+    assert find(kernel, NO_KAGGLE).checkpoint == best
+
+
+@pytest.mark.parametrize("name, content, flag", [
+    ("validation.csv", "image_path,alpha_path", "--val-csv"),
+    ("submission.csv", "filename,image_utf", "--sample-csv"),
+    ("problems.csv", "problem,owner", None)])
+def test_tables_of_others_are_not_replaced(kernel, small_data, tmp_path, name, content, flag):
+    path = tmp_path / name
+    path.write_text(f"{content}\nx,y\n")
+    flags = [flag, path] if flag else []
+    settings = kernel.parse_settings(list(map(str, [
+        "--test-root", small_data.test, "--out", tmp_path, *flags])))
+    with pytest.raises(kernel.UserError, match=f"{name}: is no result of this script"):
+        kernel.check_tables(kernel.find_inputs(settings, NO_KAGGLE))
+    path.write_text("filename,image_utf,reason,mse\nx,y\n")
+    inputs = kernel.find_inputs(settings, NO_KAGGLE)
+    kernel.check_tables(replace(inputs, val_csv=None, sample_csv=None))
     named = touch(Path("other.pth"))
     assert find(kernel, NO_KAGGLE, "--checkpoint", named).checkpoint == named
 
