@@ -20,7 +20,7 @@ import pytest
 import torch
 
 import build
-from conftest import ROOT, draw, load_bundle, write_pairs
+from conftest import ROOT, draw, load_bundle, set_module, write_pairs
 
 # The client, with nothing changed but the address it takes for a local Kaggle.
 CLIENT = """
@@ -373,14 +373,6 @@ def test_training_goes_on_in_the_next_session(tmp_path, namespaces):
     assert (tmp_path / "second" / "u2netp_best.pth").is_file()
 
 
-def damaged(root):
-    """Two of 38 images, more than a twentieth, which come after some good epochs"""
-    pairs = root / "datasets" / "someone" / "pairs"
-    write_pairs(pairs, 38, 32)
-    for number in (3, 17):
-        (pairs / "images" / f"train{number}.png").write_bytes(b"torn")
-
-
 STEP = "def train_step(run, batch):\n"
 SECOND_RANK = "os.environ.get('RANK') == '1'"
 KILLED_ONCE = (STEP, STEP + """    if run.epoch == 2 and not Path('killed').exists():
@@ -396,26 +388,22 @@ TRAINED, ATTACHED = "working/u2netp_best.pth", "input/datasets/me/weights/u2netp
 TWO = {"gpus": "2", "device": "cpu"}
 
 
-@pytest.mark.parametrize("spoil, change, settings, weights, reason", [
-    (damaged, ("", ""), {"epoch_samples": "8", "epochs": "6"}, TRAINED,
-     "training pairs cannot be read"),
-    (None, ("", ""), {"lr": "1e30", "epochs": "4"}, ATTACHED, "not finite"),
-    (None, LOST, {"epochs": "2", **TWO}, TRAINED, "NCCL error: unhandled cuda error"),
-    (None, KILLED_LATE, {"mode": "predict", **TWO}, ATTACHED,
+@pytest.mark.parametrize("change, settings, weights, reason", [
+    (("", ""), {"lr": "1e30", "epochs": "4"}, ATTACHED, "not finite"),
+    (LOST, {"epochs": "2", **TWO}, TRAINED, "NCCL error: unhandled cuda error"),
+    (KILLED_LATE, {"mode": "predict", **TWO}, ATTACHED,
      "SIGKILL, as the system does when memory runs out")],
-    ids=["damaged files", "diverging", "cards apart", "predicting"])
+    ids=["diverging", "cards apart", "predicting"])
 def test_a_run_that_fails_is_followed_by_a_prediction(
-        tmp_path, namespaces, spoil, change, settings, weights, reason):
+        tmp_path, namespaces, change, settings, weights, reason):
     """With the best weights of this run, or those that it started from; status 0."""
     root = kaggle_input(tmp_path / "input", pairs=True,
                         weights="u2netp_alpha.pth" if weights == ATTACHED else None)
-    (spoil or (lambda root: None))(root)
     out = tmp_path / "working"
     loopback = f"{shlex.quote(sys.executable)} -c '{LOOPBACK_UP}'"
     done = kaggle_run(root, out, loopback, change, **{"mode": "train", **settings})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "THE RUN HAS FAILED" in done.stdout and "Epoch 1:" in done.stdout or spoil is None
-    assert done.stdout.count("the run starts again") == (reason != "not finite" and not spoil)
+    assert done.stdout.count("the run starts again") == (reason != "not finite")
     assert "--mode predict --device cpu" in done.stdout.split("THE RUN HAS FAILED")[1]
     table = pd.read_csv(out / "problems.csv")
     assert list(table.filename) == ["the run"] and reason in table.reason[0]
@@ -437,21 +425,56 @@ def test_a_run_that_is_killed_once_goes_on(tmp_path, namespaces):
 STARTS = "def run(settings, failure=\"\"):\n"
 
 
-@pytest.mark.parametrize("change, settings, status, says", [
-    (("def summarise(", "def summarise(*_, **__):\n    os._exit(255)\ndef _summarise("), {}, 0,
-     "what came after it has failed: a process ended with status 255"),
-    ((STARTS, STARTS + "    failure and os.kill(os.getpid(), 11)\n"), {"amp": "fp16"}, 139, ""),
-    ((KILLED_LATE[0], KILLED_LATE[0] + "    1 / 0\n"), {}, 0, "The prediction has failed too")],
-    ids=["after the submission", "before any weights", "after some weights"])
-def test_whatever_ends_a_run_it_keeps_what_it_has(
-        tmp_path, namespaces, change, settings, status, says):
-    """Status 0 for a complete submission, or for trained weights."""
-    root, out = kaggle_input(tmp_path / "input", pairs=True), tmp_path / "working"
-    done = kaggle_run(root, out, "true", change, **settings)
-    assert done.returncode == status, done.stdout + done.stderr
-    assert says in done.stdout
-    assert (out / "submission.csv").is_file() == ("what came after" in says)
-    assert (out / "u2netp_best.pth").is_file() == (not status)
+@pytest.mark.parametrize("status, others, left, ends_with", [
+    # of the first run; of those after it; what it leaves
+    (1, ["again 0"], [], 0), (1, ["again 1", "after 0"], [], 0), (2, ["after 0"], [], 0),
+    (2, ["after 2"], [], 2), (137, ["again 137", "after 139"], [], 139),
+    (137, ["again 1", "after 1"], ["u2netp_best.pth"], 0), (137, [], ["submission.csv"], 0)])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_what_follows_a_failed_run(
+        kernel, tmp_path, monkeypatch, status, others, left, ends_with, is_new):
+    """Once more unless the input was bad, then a prediction; status 0 for what is worth keeping, of
+    this run alone."""
+    waiting = list(others if is_new or not left else ["again 137", "after 139"])
+
+    def follows(name):
+        def run(*_):
+            (wanted, code), waiting[:] = waiting[0].split(), waiting[1:]
+            assert name == wanted
+            return int(code)
+        return run
+
+    set_module(kernel, monkeypatch, "attempt", follows("again"))
+    set_module(kernel, monkeypatch, "run_after", follows("after"))
+    for name in left:
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, None if is_new else (1, 1))
+    settings = kernel.Settings(out=tmp_path)
+    assert kernel.end_well(settings, status) == (ends_with if is_new or not left else 139)
+    assert not waiting
+
+
+def test_a_failed_run_is_followed_by_none_that_would_be_late_or_unwanted(
+        kernel, tmp_path, monkeypatch):
+    def unwanted(*_):
+        raise AssertionError
+
+    set_module(kernel, monkeypatch, "attempt", unwanted)
+    set_module(kernel, monkeypatch, "run_after", lambda reason: 0)
+    settings = kernel.Settings(out=tmp_path, time_limit=0.5)
+    assert kernel.end_well(settings, 137) == 0
+    set_module(kernel, monkeypatch, "was_asked_to_end", lambda: True)
+    set_module(kernel, monkeypatch, "run_after", unwanted)
+    assert kernel.end_well(settings, 143) == 143
+
+
+def test_a_complete_submission_is_not_made_again(tmp_path, namespaces):
+    root, out = kaggle_input(tmp_path / "input", weights="u2netp_alpha.pth"), tmp_path / "working"
+    done = kaggle_run(root, out, change=(
+        "def summarise(", "def summarise(*_, **__):\n    os._exit(255)\ndef _summarise("))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "what came after it has failed: a process ended with status 255" in done.stdout
+    assert len(pd.read_csv(out / "submission.csv")) == 2
 
 
 def test_what_made_a_run_fail_does_not_fail_the_prediction(tmp_path, namespaces):
