@@ -127,9 +127,11 @@ def check_tables(inputs):
     given = [path.resolve() for path in tables if path]
     for name, column in OUR_TABLES.items():
         path = inputs.out / name
-        if path.resolve() in given or path.is_file() and column not in read_columns(path):
-            raise UserError(f"{path}: is no result of this script, and would be replaced by one; "
-                            "name another --out")
+        is_other = path.is_file() and column not in read_columns(path)
+        if is_other or path.resolve() in given:
+            what = "no result of this script" if is_other else "an input of this run"
+            raise UserError(f"{path}: is {what}, and would be replaced by a result; name another "
+                            "--out")
 
 
 def missing(inputs, wanted, flag):
