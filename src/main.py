@@ -1,6 +1,7 @@
 """MAGICK alpha: train U2-NetP, predict the alpha channel of single-subject images."""
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -36,6 +37,7 @@ from src.results.submission import commonest_size, predict_tests
 
 KAGGLE_HOURS = 11.5  # Kaggle ends a session after 12
 BAD_INPUT = 2  # exit status
+OVERTIME_SECONDS = 1200  # after the time limit, in which a run ends by itself unless it hangs
 UNREADABLE_STATUS = 3  # exit status when an image had a problem, except on Kaggle
 
 
@@ -116,7 +118,7 @@ def find(settings):
     if demo:
         inputs = replace(inputs, **demo_places(inputs.out / "demo"))
     check_complete(inputs, training)
-    if not settings.pictures:
+    if not (settings.pictures or inputs.kaggle_input):
         check_tables(inputs)
     if demo:
         show_demo(inputs, settings.seed)
@@ -133,32 +135,44 @@ def find_after(settings, failure):
     log(f"THE RUN HAS FAILED: {failure}")
     log("What follows is a prediction with the best weights that there are.")
     log("=" * 72)
-    inputs = find_inputs(replace(settings, checkpoint=None, train_csv=None, val_csv=None))
-    attached = settings.checkpoint or discover(KAGGLE_INPUT)["checkpoint"]
-    for part in inputs.out.glob("*.part"):
+    out, found = settings.out or KAGGLE_WORKING, discover(KAGGLE_INPUT)
+    for part in out.glob("*.part"):
         part.unlink()
-    if inputs.unfinished and not (inputs.out / LAST_CHECKPOINT).is_file():
-        take_over(inputs.unfinished, inputs.out)
-    checkpoint = first_trained(
-        [inputs.out / BEST_CHECKPOINT, *attached, inputs.out / LAST_CHECKPOINT])
-    inputs = replace(inputs, checkpoint=checkpoint and checkpoint.path, train_csv=None,
-                     val_csv=None)
+    if found["unfinished"] and not (out / LAST_CHECKPOINT).is_file():
+        try:
+            take_over(found["unfinished"][0], out)
+        except OSError as error:
+            log(f"WARNING: the attached training is not kept for the next session: {error}")
+    checkpoint = best_there_is(
+        [out / BEST_CHECKPOINT, *(settings.checkpoint or found["checkpoint"])],
+        out / LAST_CHECKPOINT)
+    inputs = find_inputs(replace(settings, train_csv=None, val_csv=None,
+                                 checkpoint=checkpoint and (checkpoint.path,)))
+    inputs = replace(inputs, train_csv=None, val_csv=None)
     check_complete(inputs, training=False)
     return inputs, checkpoint, False
 
 
-def first_trained(paths):
-    """The first `Checkpoint` with a recipe, else the first of those that can be read, or None.
+def best_there_is(paths, last):
+    """The first `Checkpoint` with a recipe; else the last.pth, else the first that can be read, or
+    None.
 
-    u2netp_best.pth has none before the first step, when it is a copy of others, which may have one.
+    u2netp_best.pth has no recipe before the first step, when it is a copy of others, which may.
     """
-    readable = []
-    for path in paths:
+    trained = (each for each in readable(paths) if each.recipe)
+    return next(trained, None) or next(readable([last, *paths]), None)
+
+
+def readable(paths):
+    """Yields the `Checkpoint`s of the files that are there and can be used."""
+    for path in filter(os.path.isfile, paths):
         try:
-            readable.append(read_checkpoint(path))
-        except (UserError, OSError) as error:
+            checkpoint = read_checkpoint(path)
+            read_recipe(checkpoint, 320)
+        except Exception as error:  # of weights of any origin
             log(f"Left out: {error}")
-    return next((each for each in readable if each.recipe), readable[0] if readable else None)
+        else:
+            yield checkpoint
 
 
 def describe(inputs, settings, training, test_count):
@@ -210,8 +224,21 @@ def main(argv=None):
         settings = replace(settings, mode="predict", device="cpu", amp="auto", ensemble=False,
                            backgrounds=None)
     guarded = on_kaggle and not (settings.pictures or failure or is_launched())
+    if guarded:
+        end_at(STARTED + 3600 * (settings.time_limit or KAGGLE_HOURS) + OVERTIME_SECONDS)
     status = attempt(settings, guarded, failure)
     return end_well(settings, status) if guarded and status else status
+
+
+def end_at(when):
+    """Raise TimeoutError at that time, and once more later: what hangs would last till Kaggle ends
+    the session, and loses all."""
+    def time_is_up(number, frame):
+        signal.alarm(OVERTIME_SECONDS // 2)
+        raise TimeoutError("the time is up")
+
+    signal.signal(signal.SIGALRM, time_is_up)
+    signal.alarm(max(1, round(when - time.time())))
 
 
 def end_well(settings, status):
@@ -221,8 +248,8 @@ def end_well(settings, status):
     Unless the input was bad it is tried once more, from its last save. Then comes a prediction on
     the CPU with the best weights there are. 0 if there is a submission or a trained checkpoint.
     """
-    submission, best = ((settings.out or KAGGLE_WORKING) / name for name in
-                        ("submission.csv", BEST_CHECKPOINT))
+    submission, *weights = ((settings.out or KAGGLE_WORKING) / name for name in
+                            ("submission.csv", BEST_CHECKPOINT, LAST_CHECKPOINT))
     hours_left = (settings.time_limit or KAGGLE_HOURS) - (time.time() - STARTED) / 3600
     reason = noted_reason(status)
     if status != BAD_INPUT and hours_left > 1 and not (
@@ -235,8 +262,11 @@ def end_well(settings, status):
     if is_new(submission):
         log(f"The submission is complete; what came after it has failed: {reason}")
         return 0
-    status = run_after(reason)
-    if status and (is_new(submission) or is_new(best)):
+    try:
+        status = run_after(reason)
+    except Exception as error:  # the time is up, or no process can be started
+        log(f"The prediction has failed: {error}")
+    if status and any(map(is_new, (submission, *weights))):
         log("The prediction has failed too; see above. Status 0, so that Kaggle keeps the files.")
         return 0
     return status
@@ -275,8 +305,8 @@ def report_end(error, guarded):
         # A DataLoader worker's error arrives with the worker's traceback before its sentence.
         status, sentence = BAD_INPUT, "error: " + str(error).strip().rsplit("UserError: ", 1)[-1]
     elif isinstance(error, OSError) and error.strerror:  # the system's own words name the file
-        status = BAD_INPUT
-        sentence = f"error: {error.filename or 'writing results'}: {error.strerror}"
+        status = 1 if is_guarded() else BAD_INPUT  # it may pass
+        sentence = f"error: {error.filename or type(error).__name__}: {error.strerror}"
     else:
         status = status_from_another(error)
         if status is None:

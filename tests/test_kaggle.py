@@ -8,9 +8,11 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -385,7 +387,7 @@ KILLED_LATE = ("def write_rows(csv_path, rows, count):\n",
                "def write_rows(csv_path, rows, count):\n"
                f"    {SECOND_RANK} and os.kill(os.getpid(), 9)\n")
 TRAINED, ATTACHED = "working/u2netp_best.pth", "input/datasets/me/weights/u2netp_alpha.pth"
-TWO = {"gpus": "2", "device": "cpu"}
+TWO, ONCE = {"gpus": "2", "device": "cpu"}, {"time_limit": "0.9"}  # too late to start again
 
 
 @pytest.mark.parametrize("change, settings, weights, reason", [
@@ -401,9 +403,9 @@ def test_a_run_that_fails_is_followed_by_a_prediction(
                         weights="u2netp_alpha.pth" if weights == ATTACHED else None)
     out = tmp_path / "working"
     loopback = f"{shlex.quote(sys.executable)} -c '{LOOPBACK_UP}'"
-    done = kaggle_run(root, out, loopback, change, **{"mode": "train", **settings})
+    done = kaggle_run(root, out, loopback, change, **{"mode": "train", **ONCE, **settings})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("the run starts again") == (reason != "not finite")
+    assert "the run starts again" not in done.stdout
     assert "--mode predict --device cpu" in done.stdout.split("THE RUN HAS FAILED")[1]
     table = pd.read_csv(out / "problems.csv")
     assert list(table.filename) == ["the run"] and reason in table.reason[0]
@@ -429,7 +431,8 @@ STARTS = "def run(settings, failure=\"\"):\n"
     # of the first run; of those after it; what it leaves
     (1, ["again 0"], [], 0), (1, ["again 1", "after 0"], [], 0), (2, ["after 0"], [], 0),
     (2, ["after 2"], [], 2), (137, ["again 137", "after 139"], [], 139),
-    (137, ["again 1", "after 1"], ["u2netp_best.pth"], 0), (137, [], ["submission.csv"], 0)])
+    (137, ["again 1", "after 1"], ["u2netp_best.pth"], 0),
+    (137, ["again 1", "after 1"], ["last.pth"], 0), (137, [], ["submission.csv"], 0)])
 @pytest.mark.parametrize("is_new", [True, False])
 def test_what_follows_a_failed_run(
         kernel, tmp_path, monkeypatch, status, others, left, ends_with, is_new):
@@ -468,6 +471,42 @@ def test_a_failed_run_is_followed_by_none_that_would_be_late_or_unwanted(
     assert kernel.end_well(settings, 143) == 143
 
 
+def test_a_run_that_hangs_is_ended_in_time(kernel, tmp_path, monkeypatch, capsys):
+    """So is the prediction after it; what there is then is kept."""
+    (tmp_path / "input").mkdir()
+    (tmp_path / "u2netp_best.pth").write_text("")
+    set_module(kernel, monkeypatch, "KAGGLE_INPUT", tmp_path / "input")
+    set_module(kernel, monkeypatch, "STARTED", time.time())
+    set_module(kernel, monkeypatch, "OVERTIME_SECONDS", 2)
+    set_module(kernel, monkeypatch, "relaunch", lambda *_: time.sleep(99))
+    set_module(kernel, monkeypatch, "run_after", lambda reason: time.sleep(99))
+    monkeypatch.setenv("NCCL_P2P_DISABLE", "1")
+    os.utime(tmp_path / "u2netp_best.pth", (time.time() + 9, time.time() + 9))
+    try:
+        assert kernel.main(["--out", str(tmp_path), "--time-limit", "0.001"]) == 0
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    assert "The prediction has failed: the time is up" in capsys.readouterr().out
+
+
+def test_a_prediction_after_a_failed_run_takes_the_best_weights(kernel, tmp_path, capsys):
+    """The first with a recipe; else those of last.pth; what cannot be used is passed over."""
+    state = kernel.U2NETP().state_dict()
+    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "sparse.pth")
+    kernel.write_checkpoint(tmp_path / "odd.pth", state, recipe="x")
+    kernel.write_checkpoint(tmp_path / "start.pth", state)
+    kernel.write_checkpoint(tmp_path / "ours.pth", state, recipe={"predict_size": 64})
+    kernel.write_checkpoint(tmp_path / "last.pth", state, training={})
+    last = tmp_path / "last.pth"
+    paths = [tmp_path / f"{name}.pth" for name in ("gone", "sparse", "odd", "start", "ours")]
+    assert kernel.best_there_is(paths, last).path == paths[4]
+    assert kernel.best_there_is(paths[:4], last).path == last
+    assert kernel.best_there_is(paths[:4], tmp_path / "none").path == paths[3]
+    assert kernel.best_there_is(paths[:3], tmp_path / "none") is None
+    assert "gone" not in capsys.readouterr().out
+
+
 def test_a_complete_submission_is_not_made_again(tmp_path, namespaces):
     root, out = kaggle_input(tmp_path / "input", weights="u2netp_alpha.pth"), tmp_path / "working"
     done = kaggle_run(root, out, change=(
@@ -496,7 +535,7 @@ def test_a_continued_training_that_fails_is_kept_for_the_next_session(tmp_path, 
     shutil.move(root / "datasets/me/weights/u2netp_alpha.pth", attached / "u2netp_best.pth")
     shutil.copy(attached / "u2netp_best.pth", attached / "last.pth")
     done = kaggle_run(root, tmp_path / "second", change=(
-        STARTS, STARTS + "    failure or 1 / 0\n"))
+        STARTS, STARTS + "    failure or 1 / 0\n"), **ONCE)
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("last.pth", "u2netp_best.pth"):
         assert (tmp_path / "second" / name).read_bytes() == (attached / name).read_bytes()
@@ -510,7 +549,7 @@ def test_an_error_that_one_picture_causes_costs_that_picture(tmp_path, namespace
          np.full((77, 77, 3), 9, np.uint8))
     head = "def to_uint8(alpha):\n"
     done = kaggle_run(root, out, change=(
-        head, head + "    if alpha.shape == (77, 77):\n        raise ValueError('odd')\n"))
+        head, head + "    if alpha.shape == (77, 77):\n        raise ValueError('odd')\n"), **ONCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "THE RUN HAS FAILED: ValueError: odd" in done.stdout
     table = pd.read_csv(out / "problems.csv")

@@ -130,7 +130,10 @@ def child_status(environment):
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)
-    return exit_status(child.wait())
+    try:
+        return exit_status(child.wait())
+    finally:
+        child.kill()  # which does nothing to one that has ended
 
 
 def exit_status(code):
@@ -190,7 +193,7 @@ def noted_reason(status):
     """Why the launched processes ended with a status: the signal, and their own words if they had
     time for any. What follows is no longer guarded."""
     path = Path(os.environ.pop(REASON_VARIABLE, ""), "reason")
-    words = path.read_text("utf-8") if path.is_file() else ""
+    words = path.read_text("utf-8", "replace") if path.is_file() else ""
     if status - 128 not in set(signal.Signals):
         return words or f"a process ended with status {status}"
     by_system = ", as the system does when memory runs out" * (status == 128 + signal.SIGKILL)

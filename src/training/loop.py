@@ -69,7 +69,8 @@ def train(model, splits, settings, machine, inputs, stop):
     if not resumed:
         if inputs.checkpoint or settings.epochs is None:
             name, _, val_mse = validate(run, val_loader, stop)
-            keep_best(run, out, size, name, val_mse, epoch=0)
+            if inputs.checkpoint:  # random weights would pass for some to start from
+                keep_best(run, out, size, name, val_mse, epoch=0)
         run.start_clock(stop)
     log(describe_plan(run, len(splits.train)))
 

@@ -12,7 +12,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from src.runtime.console import UserError, log
-from src.runtime.distributed import all_gather, barrier, data_parallel
+from src.runtime.distributed import all_gather, barrier, data_parallel, is_guarded
 from src.runtime.files import digest, replacing
 from src.runtime.processes import rank, world_size
 from src.inputs.discovery import BEST_CHECKPOINT, LAST_CHECKPOINT
@@ -294,8 +294,8 @@ def take_over(path, out):
 
 def begin_anew(path, out, sentence, way_out=""):
     """Warn that the attached last.pth at `path` is left alone, and return False; raise UserError
-    for this run's own."""
-    if path.parent == out:
+    for this run's own, unless another run may follow, as after the loss of a card."""
+    if path.parent == out and not is_guarded():
         raise UserError(f"{sentence}{way_out}")
     log(f"WARNING: {sentence}; the training begins anew")
     return False
