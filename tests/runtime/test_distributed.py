@@ -300,6 +300,17 @@ def test_a_reason_blames_what_is_known(monkeypatch, tmp_path, status, words, rea
     assert distributed.noted_reason(status) == reason
 
 
+@pytest.mark.parametrize("guarded, status", [(True, 1), (False, 2)])
+def test_an_error_of_the_system_is_bad_input_unless_it_may_pass(
+        monkeypatch, tmp_path, capsys, guarded, status):
+    kernel = load_modules()
+    if guarded:
+        monkeypatch.setenv(distributed.REASON_VARIABLE, str(tmp_path))
+    assert kernel.report_end(ConnectionResetError(104, "Connection reset by peer"), False) == status
+    assert capsys.readouterr().err == (
+        "error: ConnectionResetError: Connection reset by peer\n")
+
+
 def test_a_mistake_in_one_process_ends_both_in_order(data, tmp_path):
     """With its traceback and status 1, and without the interpreter's own end, which threads of
     gloo may abort."""

@@ -215,18 +215,44 @@ def test_the_gradients_group_is_formed_before_the_loaders_look_at_shared_memory(
     assert calls == ["data_parallel", "fitting_loader", "fitting_loader"]
 
 
-@pytest.mark.parametrize("attached", [True, False])
+@pytest.mark.parametrize("whose", ["attached", "own", "guarded"])
 def test_an_attached_training_of_other_settings_is_left_alone(
-        kernel, small_data, tmp_path, capsys, attached):
+        kernel, small_data, tmp_path, monkeypatch, capsys, whose):
+    """And this run's own where another run may follow, as where one of two cards is lost."""
+    if whose == "guarded":
+        monkeypatch.setenv(kernel.REASON_VARIABLE, str(tmp_path))
     train(kernel, small_data, tmp_path / "first", epochs=1)
     run = run_of(kernel)
-    path, out = tmp_path / "first" / "last.pth", tmp_path / ("second" if attached else "first")
-    if attached:
+    path = tmp_path / "first" / "last.pth"
+    out = tmp_path / ("second" if whose == "attached" else "first")
+    if whose != "own":
         assert kernel.resume(run, path, out, {"lr": 1.0}) is False
         assert "is of another run (lr was " in capsys.readouterr().out
     else:
         with pytest.raises(kernel.UserError, match="is of another run .*remove the file"):
             kernel.resume(run, path, out, {"lr": 1.0})
+
+
+def test_a_training_of_an_older_version_is_left_alone(kernel, small_data, tmp_path, capsys):
+    train(kernel, small_data, tmp_path / "first", epochs=1)
+    path = tmp_path / "first" / "last.pth"
+    content = torch.load(path, weights_only=True)
+    del content["training"]["frozen_norms"]
+    torch.save(content, path)
+    configuration = content["configuration"]
+    assert kernel.resume(run_of(kernel), path, tmp_path / "second", configuration) is False
+    assert "of another version of this script, without frozen_norms" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("checkpoint", [None, "given.pth"])
+def test_random_weights_are_never_the_best(kernel, small_data, tmp_path, monkeypatch, checkpoint):
+    """A run that starts again would take them for some to start from."""
+    errors = iter((0.1, *[0.2] * 99))
+    set_module(kernel, monkeypatch, "evaluate", lambda models, *rest: {"": (0.5, next(errors))})
+    train(kernel, small_data, tmp_path, epochs=None, hours=1e-6, ema=0, checkpoint=checkpoint)
+    best = torch.load(tmp_path / "u2netp_best.pth", weights_only=True)
+    assert best["val_mse"] == (0.1 if checkpoint else 0.2) and ("recipe" in best) == (
+        checkpoint is None)
 
 
 def test_weights_that_were_only_started_from_are_not_taken_for_trained_ones(
