@@ -354,7 +354,7 @@ def random_image(path, width, height, mode):
     image.save(path.with_name(path.name + (".tif" if mode == "CMYK" else ".png")))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True,
+@settings(max_examples=15, deadline=None, derandomize=True,
           suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(NAMES, IMAGES, min_size=1, max_size=6))
 def test_images_of_any_size_mode_and_name_come_out_as_they_went_in(data, weights, images):

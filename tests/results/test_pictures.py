@@ -112,11 +112,10 @@ def test_a_file_that_is_no_result_is_not_replaced(photos, tmp_path):
     for name in ("masks/a.png", "cutouts/sub/a.png"):
         draw(tmp_path / name, np.full((200, 240), 7, np.uint8))
     (photos / "torn.png").unlink()
-    for _ in range(2):  # results are replaced
-        done = run_forked(SCRIPT, photos, "--out", ".", cwd=tmp_path)
-        assert done.returncode == 3, done.stderr
-        assert done.stdout.count("is there already, and not a result; move it or name") == 2
-        assert "PROBLEM with a: masks/a.png is there" in done.stdout
+    done = run_forked(SCRIPT, photos, "--out", ".", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.count("is there already, and not a result; move it or name") == 2
+    assert "PROBLEM with a: masks/a.png is there" in done.stdout
     for name in ("masks/a.png", "cutouts/sub/a.png"):
         assert np.asarray(Image.open(tmp_path / name)).max() == 7
     assert (tmp_path / "masks" / "sub" / "b.jpg.png").is_file()

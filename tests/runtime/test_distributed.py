@@ -290,6 +290,7 @@ def test_the_first_to_end_is_the_one_that_was_killed(ends, status):
 
 @pytest.mark.parametrize("status, words, reason", [
     (1, "ValueError: odd", "ValueError: odd"), (1, "", "a process ended with status 1"),
+    (255, "", "a process ended with status 255"),
     (128 + 11, "", "a process was ended by SIGSEGV"),
     (128 + 9, "", "a process was ended by SIGKILL, as the system does when memory runs out"),
     (128 + 9, "process 0: lost", "a process was ended by SIGKILL, as the system does when memory "
