@@ -217,13 +217,12 @@ def test_the_gradients_group_is_formed_before_the_loaders_look_at_shared_memory(
 
 @pytest.mark.parametrize("whose", ["attached", "own", "guarded"])
 def test_an_attached_training_of_other_settings_is_left_alone(
-        kernel, small_data, tmp_path, monkeypatch, capsys, whose):
+        kernel, tmp_path, monkeypatch, capsys, whose):
     """And this run's own where another run may follow, as where one of two cards is lost."""
     if whose == "guarded":
         monkeypatch.setenv(kernel.REASON_VARIABLE, str(tmp_path))
-    train(kernel, small_data, tmp_path / "first", epochs=1)
-    run = run_of(kernel)
-    path = tmp_path / "first" / "last.pth"
+    run, path = run_of(kernel), tmp_path / "first" / "last.pth"
+    kernel.save(run, path.parent, {"lr": 0.1})
     out = tmp_path / ("second" if whose == "attached" else "first")
     if whose != "own":
         assert kernel.resume(run, path, out, {"lr": 1.0}) is False
@@ -233,26 +232,23 @@ def test_an_attached_training_of_other_settings_is_left_alone(
             kernel.resume(run, path, out, {"lr": 1.0})
 
 
-def test_a_training_of_an_older_version_is_left_alone(kernel, small_data, tmp_path, capsys):
-    train(kernel, small_data, tmp_path / "first", epochs=1)
+def test_a_training_of_an_older_version_is_left_alone(kernel, tmp_path, capsys):
     path = tmp_path / "first" / "last.pth"
+    kernel.save(run_of(kernel), path.parent, {"lr": 0.1})
     content = torch.load(path, weights_only=True)
     del content["training"]["frozen_norms"]
     torch.save(content, path)
-    configuration = content["configuration"]
-    assert kernel.resume(run_of(kernel), path, tmp_path / "second", configuration) is False
+    assert kernel.resume(run_of(kernel), path, tmp_path / "second", {"lr": 0.1}) is False
     assert "of another version of this script, without frozen_norms" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("checkpoint", [None, "given.pth"])
-def test_random_weights_are_never_the_best(kernel, small_data, tmp_path, monkeypatch, checkpoint):
+def test_random_weights_are_never_the_best(kernel, small_data, tmp_path, monkeypatch):
     """A run that starts again would take them for some to start from."""
     errors = iter((0.1, *[0.2] * 99))
     set_module(kernel, monkeypatch, "evaluate", lambda models, *rest: {"": (0.5, next(errors))})
-    train(kernel, small_data, tmp_path, epochs=None, hours=1e-6, ema=0, checkpoint=checkpoint)
+    train(kernel, small_data, tmp_path, epochs=None, hours=1e-6, ema=0)
     best = torch.load(tmp_path / "u2netp_best.pth", weights_only=True)
-    assert best["val_mse"] == (0.1 if checkpoint else 0.2) and ("recipe" in best) == (
-        checkpoint is None)
+    assert best["val_mse"] == 0.2 and "recipe" in best
 
 
 def test_weights_that_were_only_started_from_are_not_taken_for_trained_ones(
@@ -381,10 +377,9 @@ def test_a_training_that_only_harms_ends_with_the_weights_it_started_from(
     assert "No epoch was better than the weights that the training started from" in log
 
 
-def test_inverted_masks_are_warned_of(kernel, small_data, tmp_path, monkeypatch, capsys):
+def test_inverted_masks_are_warned_of(kernel, tmp_path, capsys):
     """By the error of the weights that the training starts from."""
-    set_module(kernel, monkeypatch, "evaluate", lambda models, *rest: {"": (0.5, 0.8)})
-    train(kernel, small_data, tmp_path, kernel.U2NETP(), epochs=1, checkpoint="given.pth", ema=0)
+    kernel.keep_best(run_of(kernel), tmp_path, 64, "", 0.8, epoch=0)
     assert "that is as of inverted masks; save them with 0 for" in capsys.readouterr().out
 
 
