@@ -308,11 +308,16 @@ def check_run(done, out, says):
 
 
 def test_weights_that_are_attached_are_fine_tuned(tmp_path, namespaces):
+    """And an image that cannot be read does not cost the submission."""
     root = kaggle_input(tmp_path / "input", pairs=True, weights="u2netp.pth")
+    (root / "competitions/matting/test_dataset/orig_1024/1.png").write_bytes(b"torn")
     out = tmp_path / "working"
     done = kaggle_run(root, out)
     check_run(done, out, "Epoch 1:")
     assert "random weights" not in done.stdout and "validation MSE" in done.stdout
+    assert "PROBLEM with 1:" in done.stdout
+    problems = pd.read_csv(out / "problems.csv", dtype=str)
+    assert list(problems.filename) == ["1"] and "cannot be read" in problems.reason[0]
 
 
 def test_two_processes_need_no_name_and_no_network(tmp_path, namespaces):
@@ -328,18 +333,6 @@ def test_two_processes_need_no_name_and_no_network(tmp_path, namespaces):
     assert "Training until " in done.stdout
     # Decoded images are not among them.
     assert {path.name for path in out.iterdir()} - {"last.pth"} == RESULTS
-
-
-def test_an_unreadable_image_does_not_cost_the_submission(tmp_path, namespaces):
-    """Predicted without pairs. Kaggle throws away what a run leaves that ends with a status other
-    than 0."""
-    root, out = kaggle_input(tmp_path / "input", weights="u2netp_alpha.pth"), tmp_path / "working"
-    (root / "competitions/matting/test_dataset/orig_1024/1.png").write_bytes(b"torn")
-    done = kaggle_run(root, out)
-    check_run(done, out, "Mode: predict 2")
-    assert "PROBLEM with 1:" in done.stdout and "validation MSE" not in done.stdout
-    problems = pd.read_csv(out / "problems.csv", dtype=str)
-    assert list(problems.filename) == ["1"] and "cannot be read" in problems.reason[0]
 
 
 def test_a_report_that_fails_does_not_cost_the_submission(tmp_path, namespaces):
@@ -383,32 +376,22 @@ KILLED_ONCE = (STEP, STEP + """    if run.epoch == 2 and not Path('killed').exis
 """)
 LOST = (STEP, STEP + f"    if run.epoch == 2 and {SECOND_RANK}:\n"
         "        raise RuntimeError('NCCL error: unhandled cuda error')\n")
-KILLED_LATE = ("def write_rows(csv_path, rows, count):\n",
-               "def write_rows(csv_path, rows, count):\n"
-               f"    {SECOND_RANK} and os.kill(os.getpid(), 9)\n")
-TRAINED, ATTACHED = "working/u2netp_best.pth", "input/datasets/me/weights/u2netp_alpha.pth"
 TWO, ONCE = {"gpus": "2", "device": "cpu"}, {"time_limit": "0.9"}  # too late to start again
 
 
-@pytest.mark.parametrize("change, settings, weights, reason", [
-    (LOST, {"epochs": "2", **TWO}, TRAINED, "NCCL error: unhandled cuda error"),
-    (KILLED_LATE, {"mode": "predict", **TWO}, ATTACHED,
-     "SIGKILL, as the system does when memory runs out")],
-    ids=["cards apart", "predicting"])
-def test_a_run_that_fails_is_followed_by_a_prediction(
-        tmp_path, namespaces, change, settings, weights, reason):
-    """With the best weights of this run, or those that it started from; status 0."""
-    root = kaggle_input(tmp_path / "input", pairs=True,
-                        weights="u2netp_alpha.pth" if weights == ATTACHED else None)
-    out = tmp_path / "working"
-    loopback = f"{shlex.quote(sys.executable)} -c '{LOOPBACK_UP}'"
-    done = kaggle_run(root, out, loopback, change, **{"mode": "train", **ONCE, **settings})
+def test_a_run_that_fails_is_followed_by_a_prediction(tmp_path, namespaces):
+    """With the best weights of this run; status 0."""
+    root, out = kaggle_input(tmp_path / "input", pairs=True), tmp_path / "working"
+    done = kaggle_run(root, out, f"{shlex.quote(sys.executable)} -c '{LOOPBACK_UP}'", LOST,
+                      epochs="2", **TWO, **ONCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "the run starts again" not in done.stdout
-    assert "--mode predict --device cpu" in done.stdout.split("THE RUN HAS FAILED")[1]
+    after = done.stdout.split("THE RUN HAS FAILED")[1]
+    assert "--mode predict --device cpu" in after
+    assert "  checkpoint: /kaggle/working/u2netp_best.pth" in after
     table = pd.read_csv(out / "problems.csv")
-    assert list(table.filename) == ["the run"] and reason in table.reason[0]
-    assert f"  checkpoint: /kaggle/{weights}" in done.stdout.split("THE RUN HAS FAILED")[1]
+    assert list(table.filename) == ["the run"]
+    assert "NCCL error: unhandled cuda error" in table.reason[0]
     masks = pd.read_csv(out / "submission.csv", dtype=str)
     assert list(masks.filename) == ["2", "1"]
 
@@ -539,7 +522,8 @@ def test_an_error_that_one_picture_causes_costs_that_picture(tmp_path, namespace
          np.full((77, 77, 3), 9, np.uint8))
     head = "def to_uint8(alpha):\n"
     done = kaggle_run(root, out, change=(
-        head, head + "    if alpha.shape == (77, 77):\n        raise ValueError('odd')\n"), **ONCE)
+        head, head + "    if alpha.shape == (77, 77):\n        raise ValueError('odd')\n"),
+                      mode="predict", **ONCE)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "THE RUN HAS FAILED: ValueError: odd" in done.stdout
     table = pd.read_csv(out / "problems.csv")
