@@ -55,7 +55,8 @@ def run(settings, failure=""):
     splits = find_splits(inputs, settings, training)
     stop = StopWatch(settings.time_limit or (KAGGLE_HOURS if inputs.kaggle_input else None),
                      partial(seconds_after_training, len(splits.val or ()), len(tests),
-                             prod(commonest_size(tests)) / 1e6), saves=training)
+                             prod(commonest_size(tests)) / 1e6 if training else 0),
+                     saves=training)
     stop.listen()
 
     model, finished = build_network(checkpoint) if checkpoint else U2NETP(), False

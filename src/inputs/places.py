@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from src.config import flag_name
 from src.runtime.console import UserError, log
 from src.inputs.discovery import (
     BACKDROP_FOLDER, BEST_CHECKPOINT, OUR_TABLES, SHIPPED_CHECKPOINT, discover, read_columns,
@@ -67,7 +68,7 @@ def find_inputs(settings, kaggle_input=KAGGLE_INPUT):
         elif len(paths) > 1 and not (settings.ensemble and name == "checkpoint"):
             rest = ", ".join(map(str, paths[1:4])) + (", …" if len(paths) > 4 else "")
             choice = ("detach the others" if name == "unfinished" else
-                      f"`python build.py --set {name}=PATH` or --{name.replace('_', '-')}")
+                      f"`python build.py --set {name}=PATH` or {flag_name(name)}")
             log(f"{name}: {paths[0]} is taken; there is also {rest} (to choose: {choice})")
     out = settings.out or (KAGGLE_WORKING if on_kaggle else Path("outputs"))
     if out.exists() and not out.is_dir():
@@ -90,7 +91,7 @@ def checked(path, name):
     is_folder = name in ("test_root", "backgrounds")
     is_right, kind = (path.is_dir, "folder") if is_folder else (path.is_file, "file")
     if not is_right():
-        flag, other = "--" + name.replace("_", "-"), "file" if is_folder else "folder"
+        flag, other = flag_name(name), "file" if is_folder else "folder"
         raise UserError(f"{flag} {path}: is a {other}; name a {kind}" if path.exists() else
                         f"{flag} {path}: there is no such {kind} (working folder: {Path.cwd()})")
     return path

@@ -84,10 +84,10 @@ def save_pictures(out, kinds, name, picture, mask):
     try:
         for kind in kinds:
             path = out / kind / f"{name}.png"
-            result, profile = (mask, None) if kind == "masks" else (
-                cut_out_picture(picture, mask), picture.profile)
             if path.is_file() and not is_result(path):
                 return f"{path} is there already, and not a result; move it or name another --out"
+            result, profile = (mask, None) if kind == "masks" else (
+                cut_out_picture(picture, mask), picture.profile)
             save_result(result, path, compress_level=3, icc_profile=profile)
     except (MemoryError, RuntimeError) as error:
         return no_memory(error, mask.size)

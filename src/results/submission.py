@@ -70,7 +70,9 @@ def predict_tests(predictor, tests, kinds, out, csv_path, stop, strict=False):
 
     def pixels(item):
         test, value = item
-        return 0 if isinstance(value, UserError) else math.prod(size(test))
+        if isinstance(value, UserError):
+            return 0
+        return math.prod(value[0].rgb.size if value else size(test))
 
     for folder in (out, *(out / kind for kind in kinds)):
         folder.mkdir(parents=True, exist_ok=True)

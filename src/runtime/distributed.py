@@ -178,7 +178,7 @@ def end_process(status):
     os._exit(status)
 
 
-def first_to_end(status, reason=""):
+def first_to_end(status, reason):
     """Note that this process ends with an error, and why; whether it is the first, and so reports
     it."""
     first = _store is None or _store.add("ended", 1) == 1

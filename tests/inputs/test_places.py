@@ -75,6 +75,8 @@ def test_the_best_checkpoint_of_an_earlier_run_goes_first(kernel, empty_folder, 
     assert find(kernel, NO_KAGGLE, "--mode", mode).checkpoint == best
     attached = touch(tmp_path / "input" / "weights" / "u2netp_alpha.pth").parents[1]
     assert find(kernel, attached, "--mode", mode, "--out", "outputs").checkpoint == best
+    named = touch(Path("other.pth"))
+    assert find(kernel, NO_KAGGLE, "--checkpoint", named).checkpoint == named
 
 
 def test_photographs_see_the_shipped_weights(kernel, empty_folder):
@@ -100,8 +102,6 @@ def test_tables_of_others_are_not_replaced(kernel, small_data, tmp_path, name, c
     path.write_text("filename,image_utf,reason,mse\nx,y\n")
     inputs = kernel.find_inputs(settings, NO_KAGGLE)
     kernel.check_tables(replace(inputs, val_csv=None, sample_csv=None))
-    named = touch(Path("other.pth"))
-    assert find(kernel, NO_KAGGLE, "--checkpoint", named).checkpoint == named
 
 
 def test_kaggles_folders_are_taken_and_flags_override(kernel, tmp_path, empty_folder, capsys):
